@@ -1,0 +1,28 @@
+"""The ``rag-fti`` command."""
+
+from __future__ import annotations
+
+import typer
+
+from pipelines.commands import datasets, features, inference, operations, training
+
+app = typer.Typer(
+    name="rag-fti",
+    help="Feature, training and inference pipelines for retrieval-augmented LLMs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for group in (features, datasets, training, inference, operations):
+    group.register(app)
+
+
+def main() -> None:
+    """Entry point of the ``rag-fti`` script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

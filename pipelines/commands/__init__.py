@@ -1,0 +1,1 @@
+"""The ``rag-fti`` commands, one module per group; each has ``register(app)``."""

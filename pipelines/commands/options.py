@@ -1,0 +1,112 @@
+"""Options that every command shares, and the one way a command runs, prints and exits."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines.console import set_up_logging, stderr, terminal_progress
+from rag_fti.config import Settings, load_settings
+from rag_fti.errors import ConfigError, RagFtiError
+from rag_fti.progress import Progress, Silent
+
+logger = logging.getLogger(__name__)
+
+ConfigFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--config", "-c", help="YAML file; may be given again, later files win."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, for example retrieval.k=8."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")]
+
+_OVERRIDE = re.compile(r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)+=")
+
+
+def split_overrides(items: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Positional words as (plain arguments, ``section.key=value`` overrides).
+
+    An existing file of that name counts as a plain argument.
+    """
+    plain: list[str] = []
+    overrides: list[str] = []
+    for item in items:
+        target = overrides if _OVERRIDE.match(item) and not Path(item).exists() else plain
+        target.append(item)
+    return plain, overrides
+
+
+def settings_from(
+    config: Sequence[Path] | None,
+    overrides: Sequence[str] | None,
+    values: Mapping[str, Any] | None = None,
+) -> Settings:
+    """Settings of a command; ``values`` are options that were given (None ones are left out)."""
+    given = {key: value for key, value in (values or {}).items() if value is not None}
+    return load_settings(tuple(config or ()), tuple(overrides or ()), values=given)
+
+
+def run_command(
+    work: Callable[[Progress], Mapping[str, Any]],
+    *,
+    as_json: bool,
+    render: Callable[[Mapping[str, Any]], str],
+    failed: Callable[[Mapping[str, Any]], bool] = lambda _: False,
+) -> None:
+    """Run a command's work, print its result and leave with the right exit code.
+
+    Args:
+        work: Does everything, settings included, and returns a JSON-ready summary.
+        as_json: Print the summary as JSON instead of text.
+        render: The summary as text for people.
+        failed: Whether a finished run still counts as failed (exit 1).
+
+    Raises:
+        typer.Exit: With 1, 2 or 3 when the work failed, as the error says.
+    """
+    set_up_logging()
+    try:
+        if as_json and not stderr.is_terminal:
+            summary = work(Silent())
+        else:
+            with terminal_progress() as progress:
+                summary = work(progress)
+    except RagFtiError as error:
+        _print_error(error, as_json=as_json)
+        raise typer.Exit(error.exit_code) from error
+    except KeyboardInterrupt:
+        stderr.print("Interrupted. What was committed is kept; run the command again to go on.")
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    if as_json:
+        sys.stdout.write(json.dumps(summary, ensure_ascii=False) + "\n")
+    else:
+        sys.stdout.write(render(summary).rstrip() + "\n")
+    sys.stdout.flush()
+    if failed(summary):
+        raise typer.Exit(1)
+
+
+def _print_error(error: RagFtiError, *, as_json: bool) -> None:
+    logger.debug("the command failed", exc_info=error)
+    if as_json:
+        sys.stdout.write(json.dumps({"error": error.to_dict()}, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+        return
+    label = "Configuration error" if isinstance(error, ConfigError) else "Error"
+    stderr.print(f"{label}: {error.message}", markup=False, soft_wrap=True)
+    if error.next_step:
+        stderr.print(f"Next: {error.next_step}", markup=False, soft_wrap=True)

@@ -1,0 +1,76 @@
+"""What a person sees on the terminal: progress bars, notes and log lines, all on stderr."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+
+stderr = Console(stderr=True, highlight=False)
+
+
+class TerminalProgress:
+    """Bars on a terminal; one plain line per finished stage in a log file."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars = bars
+        self._tasks: dict[str, int] = {}
+        self._finished: set[str] = set()
+
+    def update(
+        self, stage: str, done: float, total: float | None = None, *, detail: str = ""
+    ) -> None:
+        """Move the bar of ``stage``."""
+        task = self._tasks.get(stage)
+        if task is None:
+            task = self._bars.add_task(stage, total=total, detail=detail)
+            self._tasks[stage] = task
+        self._bars.update(task, completed=done, total=total, detail=detail)  # type: ignore[arg-type]
+        if total is not None and done >= total and stage not in self._finished:
+            self._finished.add(stage)
+            if not self._bars.console.is_terminal:
+                self._bars.console.print(f"  {stage}: {done:g}/{total:g} {detail}".rstrip())
+
+    def note(self, message: str) -> None:
+        """Print one line above the bars."""
+        self._bars.console.print(message, markup=False)
+
+
+@contextmanager
+def terminal_progress() -> Iterator[TerminalProgress]:
+    """Progress bars on stderr for the time of a ``with`` block."""
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+    )
+    with Bars(*columns, console=stderr, disable=not stderr.is_terminal) as bars:
+        yield TerminalProgress(bars)
+
+
+def set_up_logging() -> None:
+    """Log to stderr; ``RAG_FTI_LOG_LEVEL`` sets the level (default WARNING)."""
+    level = os.environ.get("RAG_FTI_LOG_LEVEL", "WARNING").upper()
+    logging.basicConfig(
+        level=level, handlers=[RichHandler(console=stderr, show_path=False)], format="%(message)s"
+    )
+    # Model libraries talk a lot; their progress bars would tear ours.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("LANCE_LOG", "error")

@@ -1,0 +1,1 @@
+"""The library: feature, training and inference code that meets only at shared storage."""

@@ -1,0 +1,55 @@
+"""The model validation pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rag_fti.config.section import Section
+
+
+class GateConfig(Section):
+    """One condition of promotion."""
+
+    name: str
+    """Name in the report."""
+    metric: str
+    """A score of the report: ``f1``, ``exact_match``, ``citation_precision``…"""
+    against: Literal["value", "base", "champion"] = "value"
+    """What the challenger is compared with."""
+    minimum: float = 0.0
+    """Least value, or least difference to ``base`` or ``champion``."""
+    use_interval: bool = False
+    """Compare the lower end of the 95 % bootstrap interval instead of the mean."""
+
+
+DEFAULT_GATES = (
+    GateConfig(name="beats base", metric="f1", against="base", minimum=0.0),
+    GateConfig(name="no worse than champion", metric="f1", against="champion", minimum=-0.01),
+    GateConfig(name="citations hold", metric="citation_precision", minimum=0.5),
+)
+
+
+class EvaluationConfig(Section):
+    """How a version is judged."""
+
+    model_name: str = "assistant"
+    """Name in the registry."""
+    questions: tuple[Path, ...] = ()
+    """Question files answered through the real inference engine."""
+    held_out_only: bool = True
+    """Of question files, use only lines marked ``held_out`` where any line is."""
+    test_split: bool = True
+    """Also use the test split of the version's dataset."""
+    max_questions: Annotated[int, Field(ge=0)] = 0
+    """Most questions per source; 0 is all."""
+    bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = 2000
+    """Resamples for confidence intervals."""
+    gates: tuple[GateConfig, ...] = DEFAULT_GATES
+    """Conditions of promotion; all must hold."""
+    promote: bool = True
+    """Move ``champion`` when all gates hold."""
+    seed: int = 17
+    """Seed of resampling."""

@@ -1,0 +1,89 @@
+"""The training pipeline."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rag_fti.config.section import Section
+
+
+class LoraSection(Section):
+    """Low-rank adaptation (Hu et al. 2021)."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rank of the update."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """Scale of the update: ``alpha / rank``."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the adapter's input."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """Modules that get an adapter; ``all-linear`` is every linear layer but the head."""
+    dora: bool = False
+    """Weight-decomposed variant (Liu et al. 2024)."""
+    rslora: bool = False
+    """Rank-stabilised scale ``alpha / sqrt(rank)`` (Kalajdzievski 2023)."""
+
+
+class TrainingConfig(Section):
+    """One fine-tune."""
+
+    dataset: str = "instructions@latest"
+    """``name@version``; ``latest`` is the newest complete version."""
+    model_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = "assistant"
+    """Name in the registry."""
+    base_model: str = "embedded"
+    """``embedded``, a hub id or a directory."""
+    revision: str | None = None
+    """Hub revision of the base model."""
+    lora: LoraSection = LoraSection()
+    """The adapter."""
+    quantize: Literal["none", "4bit"] = "none"
+    """QLoRA (needs bitsandbytes and a CUDA GPU)."""
+    objective: Literal["sft", "dpo"] = "sft"
+    """Supervised fine-tuning, or preference optimisation on chosen and rejected answers."""
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 3.0
+    """Passes over the training split."""
+    max_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps; 0 derives them from ``epochs``."""
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-4
+    """Peak learning rate."""
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the steps with a rising rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW weight decay."""
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
+    """Examples per optimizer step and process."""
+    micro_batch_size: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Examples per forward pass; 0 is the whole batch (gradient accumulation makes up the
+    rest)."""
+    auto_batch_size: bool = False
+    """Halve ``micro_batch_size`` until a step fits into memory."""
+    max_tokens: Annotated[int, Field(ge=64, le=1_000_000)] = 2048
+    """Longest example; longer ones are left out and counted."""
+    packing: bool = True
+    """Put several examples into one row without letting them see one another, where the model
+    supports it."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where it runs."""
+    gradient_checkpointing: bool = False
+    """Trade time for memory."""
+    compile: bool = False
+    """torch.compile the model."""
+    liger: bool = False
+    """Liger kernels, where installed and supported."""
+    early_stopping: Annotated[int, Field(ge=0)] = 3
+    """Evaluations without improvement before stopping; 0 never stops early."""
+    evaluations_per_epoch: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Validation runs per epoch."""
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
+    """Longest time between checkpoints."""
+    seed: int = 17
+    """Seed of everything random."""
+    merge: bool = False
+    """Also store merged full weights."""
+    trackers: tuple[Literal["tensorboard", "mlflow"], ...] = ()
+    """Experiment trackers to report to."""

@@ -1,0 +1,252 @@
+"""Pipeline contracts that are checked, not only written down.
+
+A pipeline declares a :class:`Contract`. During a run it gathers *facts* (a plain mapping of
+measured values) and hands them to a :class:`ContractRun`: preconditions before anything is
+written, invariants and postconditions before anything is published, service levels at the end.
+The run's :class:`ContractReport` is stored beside the artifact.
+
+Service levels are promises about time and size. A missed one is reported and does not undo
+good data; every other failed check raises :class:`rag_fti.errors.ContractViolation`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from rag_fti.errors import ContractViolation
+from rag_fti.files import write_json_atomic
+
+Kind = Literal["precondition", "invariant", "postcondition", "service_level"]
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one check measured."""
+
+    ok: bool
+    value: Any = None
+    """The measured value, JSON-ready."""
+    expected: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise and how it is measured."""
+
+    name: str
+    promise: str
+    """The promise as a sentence."""
+    measure: Callable[[Facts], Outcome]
+    next_step: str = ""
+    """What to do when it does not hold."""
+
+
+def at_least(fact: str, threshold: float) -> Callable[[Facts], Outcome]:
+    """A measure that holds when ``facts[fact] >= threshold``."""
+    return lambda facts: Outcome(facts[fact] >= threshold, facts[fact], f">= {threshold}")
+
+
+def at_most(fact: str, threshold: float) -> Callable[[Facts], Outcome]:
+    """A measure that holds when ``facts[fact] <= threshold``."""
+    return lambda facts: Outcome(facts[fact] <= threshold, facts[fact], f"<= {threshold}")
+
+
+def equals(fact: str, expected: Any) -> Callable[[Facts], Outcome]:
+    """A measure that holds when ``facts[fact] == expected``."""
+    return lambda facts: Outcome(facts[fact] == expected, facts[fact], f"== {expected!r}")
+
+
+def is_true(fact: str) -> Callable[[Facts], Outcome]:
+    """A measure that holds when ``facts[fact]`` is true."""
+    return lambda facts: Outcome(bool(facts[fact]), bool(facts[fact]), "true")
+
+
+@dataclass(frozen=True)
+class Contract:
+    """What a pipeline takes, gives and promises."""
+
+    pipeline: str
+    purpose: str
+    inputs: Mapping[str, Any]
+    """Name of each input to its schema (``{column: type}``) or a sentence."""
+    outputs: Mapping[str, Any]
+    preconditions: tuple[Check, ...] = ()
+    invariants: tuple[Check, ...] = ()
+    postconditions: tuple[Check, ...] = ()
+    service_levels: tuple[Check, ...] = ()
+
+    def checks(self, kind: Kind) -> tuple[Check, ...]:
+        """The checks of one kind."""
+        return {
+            "precondition": self.preconditions,
+            "invariant": self.invariants,
+            "postcondition": self.postconditions,
+            "service_level": self.service_levels,
+        }[kind]
+
+    def declaration(self) -> dict[str, Any]:
+        """The contract as JSON-ready values, for ``rag-fti contracts``."""
+        kinds: tuple[Kind, ...] = ("precondition", "invariant", "postcondition", "service_level")
+        return {
+            "pipeline": self.pipeline,
+            "purpose": self.purpose,
+            "inputs": dict(self.inputs),
+            "outputs": dict(self.outputs),
+            **{
+                f"{kind}s": [{"name": c.name, "promise": c.promise} for c in self.checks(kind)]
+                for kind in kinds
+            },
+        }
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One evaluated check."""
+
+    kind: Kind
+    name: str
+    promise: str
+    ok: bool
+    value: Any
+    expected: str
+
+
+@dataclass(frozen=True)
+class ContractReport:
+    """All checks of one run."""
+
+    pipeline: str
+    run_id: str
+    ok: bool
+    started_at: str
+    finished_at: str
+    seconds: float
+    results: tuple[CheckResult, ...] = field(default_factory=tuple)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return asdict(self)
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, atomically and durably."""
+        write_json_atomic(path, self.to_dict())
+
+    def summary(self, path: Path | str) -> dict[str, Any]:
+        """The ``contract`` entry of a command's JSON summary."""
+        return {
+            "ok": self.ok,
+            "report": str(path),
+            "missed": [r.name for r in self.results if not r.ok],
+        }
+
+
+class ContractRun:
+    """Evaluates one contract over one run.
+
+    Args:
+        contract: The declaration.
+        run_id: Identifies the run in reports and stores.
+        report_path: Where the report goes; written by every call, also before raising.
+    """
+
+    def __init__(self, contract: Contract, *, run_id: str, report_path: Path) -> None:
+        self.contract = contract
+        self.run_id = run_id
+        self.report_path = report_path
+        self._results: list[CheckResult] = []
+        self._started = time.time()
+
+    def require(self, facts: Facts) -> None:
+        """Evaluate the preconditions.
+
+        Raises:
+            ContractViolation: If one does not hold; nothing has been written yet.
+        """
+        self._evaluate("precondition", facts, "Nothing was started.")
+
+    def hold(self, facts: Facts) -> None:
+        """Evaluate the invariants.
+
+        Raises:
+            ContractViolation: If one does not hold.
+        """
+        self._evaluate("invariant", facts, "Nothing was published.")
+
+    def ensure(self, facts: Facts) -> None:
+        """Evaluate the postconditions.
+
+        Raises:
+            ContractViolation: If one does not hold.
+        """
+        self._evaluate("postcondition", facts, "Nothing was published.")
+
+    def finish(self, facts: Facts) -> ContractReport:
+        """Evaluate the service levels (``facts["seconds"]`` is added) and close the report."""
+        facts = {"seconds": time.time() - self._started, **facts}
+        for check in self.contract.service_levels:
+            self._add("service_level", check, facts)
+        return self._save()
+
+    def _evaluate(self, kind: Kind, facts: Facts, consequence: str) -> None:
+        added = [self._add(kind, check, facts) for check in self.contract.checks(kind)]
+        failed = [(r, c) for r, c in added if not r.ok]
+        self._save()
+        if failed:
+            details = "; ".join(
+                f"{r.name}: got {r.value!r}, expected {r.expected} ({r.promise})" for r, _ in failed
+            )
+            raise ContractViolation(
+                f"{self.contract.pipeline}: {kind} not met. {details}. {consequence}",
+                next_step=" ".join(c.next_step for _, c in failed if c.next_step)
+                or f"See the report at {self.report_path}.",
+            )
+
+    def _add(self, kind: Kind, check: Check, facts: Facts) -> tuple[CheckResult, Check]:
+        outcome = check.measure(facts)
+        result = CheckResult(
+            kind, check.name, check.promise, outcome.ok, outcome.value, outcome.expected
+        )
+        self._results.append(result)
+        return result, check
+
+    def _save(self) -> ContractReport:
+        now = time.time()
+        report = ContractReport(
+            pipeline=self.contract.pipeline,
+            run_id=self.run_id,
+            ok=all(r.ok for r in self._results if r.kind != "service_level"),
+            started_at=_iso(self._started),
+            finished_at=_iso(now),
+            seconds=round(now - self._started, 3),
+            results=tuple(self._results),
+        )
+        report.write(self.report_path)
+        return report
+
+
+def new_run_id(pipeline: str) -> str:
+    """A run id that sorts by time: ``<pipeline>-<UTC time>-<random>``."""
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    return f"{pipeline}-{now}-{os.urandom(3).hex()}"
+
+
+def last_reports(directory: Path, pipelines: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The newest stored report of each pipeline, from ``directory/<pipeline>/*.json``."""
+    found: dict[str, dict[str, Any]] = {}
+    for pipeline in pipelines:
+        paths = sorted((directory / pipeline).glob("*.json"))
+        if paths:
+            found[pipeline] = json.loads(paths[-1].read_text(encoding="utf-8"))
+    return found
+
+
+def _iso(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")

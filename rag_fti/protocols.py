@@ -1,0 +1,158 @@
+"""What a model must offer to be plugged in. Shapes are part of the promise."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Vectors = npt.NDArray[np.float32]
+Message = Mapping[str, str]
+"""One chat message: ``{"role": "system" | "user" | "assistant", "content": text}``."""
+
+
+@dataclass(frozen=True)
+class EmbedderFingerprint:
+    """Everything that decides what vector a text gets.
+
+    Two embedders with equal fingerprints are interchangeable; a feature store built with one
+    refuses the other.
+    """
+
+    model: str
+    """Hub id or package name, for people; the digest below is what counts."""
+    weights_digest: str
+    """SHA-256 over the model's weight files, 64 hex digits."""
+    dimension: int
+    max_tokens: int
+    """Longest input in tokens; the rest would be cut off, so chunks never exceed it."""
+    normalized: bool
+    query_prompt: str
+    document_prompt: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fingerprint as JSON-ready values."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors."""
+
+    @property
+    def fingerprint(self) -> EmbedderFingerprint:
+        """What this embedder is."""
+        ...
+
+    def encode_documents(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of stored texts, float32 of shape ``(len(texts), dimension)``."""
+        ...
+
+    def encode_queries(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of questions, float32 of shape ``(len(texts), dimension)``."""
+        ...
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text as the model counts them, special tokens left out."""
+        ...
+
+
+class Reranker(Protocol):
+    """Scores texts against a question, reading both together."""
+
+    @property
+    def model(self) -> str:
+        """Hub id or directory of the model."""
+        ...
+
+    def score(self, question: str, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """One score per text, shape ``(len(texts),)``; higher is more relevant."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that prompts need."""
+
+    chat_template: Any
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
+        """Render messages to text or token ids."""
+        ...
+
+    def __call__(self, text: Any, **options: Any) -> Any:
+        """Tokenize text."""
+        ...
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One prompt and how to continue it."""
+
+    messages: tuple[Message, ...]
+    max_tokens: int = 256
+    temperature: float = 0.0
+    """0 is greedy; sampling otherwise."""
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished continuation."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
+    """``stop`` (end token or stop sequence), ``length`` or ``cancelled``."""
+    abstain_probability: float | None = None
+    """Probability that the first generated token starts the abstention text, in [0, 1].
+    None where the engine does not tell."""
+
+
+@dataclass
+class Cancellation:
+    """A flag the caller raises when nobody waits for the answer any more."""
+
+    _event: threading.Event = field(default_factory=threading.Event)
+
+    def cancel(self) -> None:
+        """Ask the generator to stop at the next token."""
+        self._event.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether :meth:`cancel` was called."""
+        return self._event.is_set()
+
+
+class Generator(Protocol):
+    """Continues prompts. Thread-safe: several requests may be in flight."""
+
+    @property
+    def model(self) -> str:
+        """``name@version`` of a registry model, or the hub id or directory of a base model."""
+        ...
+
+    @property
+    def context_window(self) -> int:
+        """Most tokens of prompt and answer together."""
+        ...
+
+    def count_prompt_tokens(self, messages: Sequence[Message]) -> int:
+        """Tokens of the rendered prompt, generation prompt included."""
+        ...
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """Continue every prompt; results in the order of the requests."""
+        ...
+
+    def stream(
+        self, request: GenerationRequest, cancellation: Cancellation | None = None
+    ) -> Iterator[str | Generation]:
+        """Pieces of text as they come, then the finished :class:`Generation` as last item."""
+        ...

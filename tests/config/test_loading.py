@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rag_fti.config import Settings, load_settings
+from rag_fti.errors import ConfigError
+
+
+def test_defaults_need_no_file() -> None:
+    assert load_settings(environment={}) == Settings()
+
+
+def test_order_is_environment_file_override_option(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("storage: {root: from_file}\nretrieval: {k: 3, mode: text}\n")
+    second = tmp_path / "b.yaml"
+    second.write_text("retrieval: {mode: vector}\n")
+    environment = {"RAG_FTI_ROOT": "from_environment"}
+    assert load_settings(environment=environment).storage.root == Path("from_environment")
+    settings = load_settings(
+        [file, second], ["retrieval.k=4"], environment=environment, values={"dataset.seed": 5}
+    )
+    assert settings.storage.root == Path("from_file")
+    assert (settings.retrieval.k, settings.retrieval.mode) == (4, "vector")
+    assert settings.dataset.seed == 5
+
+
+def test_generator_is_local_unless_it_says_otherwise() -> None:
+    assert load_settings((), ["generator.base_model=x/y"], environment={}).generator.type == "local"
+    remote = load_settings((), ["generator={type: openai, model: m}"], environment={}).generator
+    assert remote.type == "openai"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("retrieval.kk=1", "did you mean 'k'"),
+        ("retreival.k=1", "did you mean 'retrieval'"),
+        ("retrieval.k=many", "retrieval.k"),
+        ("retrieval.k=0", "greater than or equal to 1"),
+        ("retrieval.mode=magic", "'hybrid'"),
+        ("generator={type: magic}", "magic"),
+        ("retrieval", "Write key=value"),
+        ("retrieval.k=[", "not valid YAML"),
+        ("storage.root.x.y=1", "storage.root"),
+    ],
+)
+def test_a_wrong_override_says_what_is_wrong(override: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings((), [override], environment={})
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [("- a\n", "mapping"), ("a: [", "not valid YAML"), ("\udcff", "Cannot read")],
+)
+def test_a_wrong_file_says_what_is_wrong(tmp_path: Path, content: str, expected: str) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_bytes(content.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigError, match=expected):
+        load_settings([file], environment={})
+
+
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Cannot read"):
+        load_settings([tmp_path / "none.yaml"], environment={})
+
+
+def test_every_shipped_configuration_loads(repository: Path) -> None:
+    files = sorted((repository / "configs").rglob("*.yaml"))
+    assert files
+    for file in files:
+        load_settings([file], environment={})
+
+
+def test_settings_survive_a_round_trip_through_yaml() -> None:
+    settings = load_settings((), ["retrieval.k=9"], environment={})
+    text = yaml.safe_dump(settings.model_dump(mode="json"))
+    assert Settings.model_validate(yaml.safe_load(text)) == settings
+
+
+def test_every_field_is_documented() -> None:
+    missing = []
+    pending: list[tuple[str, type]] = [("", Settings)]
+    while pending:
+        prefix, model = pending.pop()
+        for name, field in model.model_fields.items():  # type: ignore[attr-defined]
+            if not field.description:
+                missing.append(prefix + name)
+            if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
+                pending.append((f"{prefix}{name}.", field.annotation))
+    assert missing == []

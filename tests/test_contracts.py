@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rag_fti.contracts import (
+    Check,
+    Contract,
+    ContractRun,
+    at_least,
+    at_most,
+    equals,
+    is_true,
+    last_reports,
+    new_run_id,
+)
+from rag_fti.errors import ContractViolation
+
+CONTRACT = Contract(
+    pipeline="sample",
+    purpose="Turn apples into juice.",
+    inputs={"apples": {"weight": "double"}},
+    outputs={"juice": "litres"},
+    preconditions=(Check("apples", "There are apples.", at_least("apples", 1), "Buy some."),),
+    invariants=(Check("conserved", "Nothing is lost.", equals("lost", 0)),),
+    postconditions=(Check("juice", "There is juice.", is_true("juice")),),
+    service_levels=(Check("duration", "Takes a second.", at_most("seconds", 1.0)),),
+)
+
+
+def start(tmp_path: Path) -> ContractRun:
+    return ContractRun(CONTRACT, run_id="r1", report_path=tmp_path / "sample" / "r1.json")
+
+
+def test_a_good_run_is_ok_and_its_report_is_stored(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    run.require({"apples": 3})
+    run.hold({"lost": 0})
+    run.ensure({"juice": 2.5})
+    report = run.finish({})
+    assert report.ok
+    assert [r.kind for r in report.results] == [
+        "precondition",
+        "invariant",
+        "postcondition",
+        "service_level",
+    ]
+    stored = last_reports(tmp_path, ["sample", "never_run"])
+    assert list(stored) == ["sample"]
+    assert stored["sample"] == json.loads(json.dumps(report.to_dict()))
+
+
+def test_a_failed_precondition_says_what_got_expected_and_next(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    with pytest.raises(ContractViolation) as caught:
+        run.require({"apples": 0})
+    message = str(caught.value)
+    assert "got 0" in message
+    assert ">= 1" in message
+    assert "Nothing was started." in message
+    assert "Buy some." in message
+    assert not json.loads(run.report_path.read_text())["ok"]
+
+
+def test_failed_invariant_and_postcondition_publish_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ContractViolation, match="Nothing was published"):
+        start(tmp_path).hold({"lost": 2})
+    with pytest.raises(ContractViolation, match="Nothing was published"):
+        start(tmp_path).ensure({"juice": None})
+
+
+def test_a_missed_service_level_is_reported_and_does_not_fail_the_run(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    report = run.finish({"seconds": 5.0})
+    assert report.ok
+    assert report.summary("x")["missed"] == ["duration"]
+
+
+def test_declaration_lists_every_promise() -> None:
+    text = json.dumps(CONTRACT.declaration())
+    for promise in ("There are apples.", "Nothing is lost.", "There is juice.", "Takes a second."):
+        assert promise in text
+
+
+def test_run_ids_are_unique_and_sort_by_time() -> None:
+    assert len({new_run_id("x") for _ in range(50)}) == 50
+    assert new_run_id("x").startswith("x-20")

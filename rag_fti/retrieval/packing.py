@@ -1,0 +1,61 @@
+"""Fitting retrieved text into a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from rag_fti import prompts
+from rag_fti.schemas import Hit
+
+
+def pack_passages(
+    hits: Sequence[Hit], *, count_tokens: Callable[[str], int], budget: int
+) -> tuple[list[Hit], list[prompts.Passage]]:
+    """The hits that fit into a token budget, in rank order.
+
+    A passage goes in whole or not at all; one that does not fit is passed over and a later,
+    shorter one may still go in. Only when the first hit alone is too long is it cut, at its
+    end, so that the best hit is always there.
+
+    Args:
+        hits: Retrieved chunks, best first.
+        count_tokens: Tokens of a text as the generator's tokenizer counts them.
+        budget: Most tokens of all rendered passages together, tags and markers included.
+
+    Returns:
+        The hits kept, in marker order (the first is ``[1]``), and the passages to render. A
+        cut hit has its ``text`` and ``end`` shortened.
+    """
+    kept: list[Hit] = []
+    left = budget
+    for hit in hits:
+        cost = count_tokens(prompts.render_passage(len(kept) + 1, passage_of(hit)))
+        if cost > left and not kept and hit is hits[0]:
+            hit = _cut(hit, count_tokens=count_tokens, budget=left)
+            cost = count_tokens(prompts.render_passage(1, passage_of(hit)))
+            if not hit.text:
+                break
+        if cost <= left:
+            kept.append(hit)
+            left -= cost
+    return kept, [passage_of(hit) for hit in kept]
+
+
+def passage_of(hit: Hit) -> prompts.Passage:
+    """A hit as it is shown to a model."""
+    return prompts.Passage(text=hit.text, title=hit.title, heading=hit.heading)
+
+
+def _cut(hit: Hit, *, count_tokens: Callable[[str], int], budget: int) -> Hit:
+    """The longest start of a hit that fits; bisection, as tokens grow with characters."""
+    low, high = 0, len(hit.text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        passage = passage_of(replace(hit, text=hit.text[:middle]))
+        if count_tokens(prompts.render_passage(1, passage)) <= budget:
+            low = middle
+        else:
+            high = middle - 1
+    text = hit.text[:low]
+    return replace(hit, text=text, end=hit.start + len(text))

@@ -1,9 +1,296 @@
-"""Commands of the operations pipelines."""
+"""Commands that look across pipelines: status, contracts, lineage, replay, demo."""
 
 from __future__ import annotations
 
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from pipelines.commands.options import ConfigFiles, Json, Overrides, run_command, settings_from
+from rag_fti.contracts import Contract, last_reports
+from rag_fti.errors import ConfigError, RagFtiError
+
+if TYPE_CHECKING:
+    from rag_fti.config import Settings
+    from rag_fti.lineage import Stores
+
+PIPELINES = (
+    "ingest",
+    "feature_validation",
+    "feature_monitoring",
+    "instruction_dataset",
+    "training",
+    "model_validation",
+    "batch_inference",
+)
+
+
+def contracts_by_pipeline() -> dict[str, Contract]:
+    """Every pipeline's contract, read without loading models or stores."""
+    return {name: importlib.import_module(f"pipelines.{name}").CONTRACT for name in PIPELINES}
+
+
+def open_stores(settings: Settings) -> Stores:
+    """The shared storage that status and lineage read."""
+    from rag_fti.feature_store import FeatureStore
+    from rag_fti.lineage import Stores
+    from rag_fti.registry import Registry
+
+    storage = settings.storage
+    return Stores(
+        features=FeatureStore.open(storage.features_uri, options=storage.options),
+        datasets=Path(storage.datasets_uri),
+        registry=Registry.open(storage.registry_uri),
+    )
 
 
 def register(app: typer.Typer) -> None:
-    """Add this group's commands to ``app``."""
+    """Add the commands to ``app``."""
+    app.command()(status)
+    app.command()(contracts)
+    app.command()(lineage)
+    app.command()(replay)
+    app.command()(demo)
+
+
+def status(overrides: Overrides = None, config: ConfigFiles = None, as_json: Json = False) -> None:
+    """Show what is in the stores and how the last run of each pipeline ended."""
+    run_command(
+        lambda _: describe_stores(settings_from(config, overrides)),
+        as_json=as_json,
+        render=render_status,
+    )
+
+
+def contracts(
+    pipeline: Annotated[str, typer.Argument(help="Pipeline; all when left out.")] = "",
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    as_json: Json = False,
+) -> None:
+    """Show what each pipeline promises and how its last run kept it."""
+
+    def work(_: object) -> dict[str, Any]:
+        known = contracts_by_pipeline()
+        if pipeline and pipeline not in known:
+            raise ConfigError(
+                f"There is no pipeline {pipeline!r}.",
+                next_step=f"Choose one of: {', '.join(known)}.",
+            )
+        settings = settings_from(config, overrides)
+        reports = last_reports(settings.storage.reports, list(known))
+        chosen = [pipeline] if pipeline else list(known)
+        return {
+            "contracts": [
+                {**known[name].declaration(), "last_report": reports.get(name)} for name in chosen
+            ]
+        }
+
+    run_command(work, as_json=as_json, render=render_contracts)
+
+
+def lineage(
+    identifier: Annotated[
+        str,
+        typer.Argument(help="Response, chunk or document id, source, dataset@… or model@…."),
+    ],
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    as_json: Json = False,
+) -> None:
+    """Show where something came from and what it went into."""
+
+    def work(_: object) -> dict[str, Any]:
+        from rag_fti.lineage import trace
+
+        return trace(identifier, stores=open_stores(settings_from(config, overrides)))
+
+    run_command(work, as_json=as_json, render=_render_json)
+
+
+def replay(
+    response_id: Annotated[str, typer.Argument(help="Id of a logged answer.")],
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    as_json: Json = False,
+) -> None:
+    """Answer a logged question again with the same snapshot and model, and compare."""
+
+    def work(_: object) -> dict[str, Any]:
+        return answer_again(response_id, settings_from(config, overrides))
+
+    run_command(work, as_json=as_json, render=_render_replay, failed=lambda r: not r["same"])
+
+
+def demo(
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    as_json: Json = False,
+) -> None:
+    """Run the main job on the sample corpus: from documents to cited answers."""
+
+    def work(progress: Any) -> dict[str, Any]:
+        from pipelines import demo as program
+
+        return program.run(settings_from(config, overrides), progress=progress).to_dict()
+
+    from pipelines.demo import render
+
+    run_command(work, as_json=as_json, render=render, failed=lambda summary: not summary["ok"])
+
+
+def describe_stores(settings: Settings) -> dict[str, Any]:
+    """What is where, as JSON-ready values."""
+    from rag_fti.lineage import dataset_manifests
+
+    stores = open_stores(settings)
+    reports = last_reports(settings.storage.reports, PIPELINES)
+    features: dict[str, Any] = {"uri": settings.storage.features_uri, "exists": False}
+    if stores.features.exists():
+        documents = stores.features.documents(columns=["collection"])["collection"].to_pylist()
+        recipe = stores.features.recipe()
+        features = {
+            "uri": settings.storage.features_uri,
+            "exists": True,
+            "snapshot": stores.features.snapshot(),
+            "tags": stores.features.tags(),
+            "documents": len(documents),
+            "collections": {name: documents.count(name) for name in sorted(set(documents))},
+            "chunks": stores.features.chunks(columns=["chunk_id"]).num_rows,
+            "embedder": recipe.embedder.to_dict(),
+            "chunker_digest": recipe.chunker_digest,
+            "logged_answers": stores.features.rows("inference_log").num_rows,
+        }
+    return {
+        "features": features,
+        "datasets": [
+            {"dataset": reference, "snapshot": m.get("snapshot"), "splits": m.get("splits")}
+            for reference, _, m in dataset_manifests(stores.datasets)
+        ],
+        "models": [
+            {
+                "model": version.ref,
+                "dataset": version.manifest.get("dataset"),
+                "aliases": [
+                    alias
+                    for alias, number in stores.registry.aliases(name).items()
+                    if number == version.version
+                ],
+            }
+            for name in stores.registry.names()
+            for version in stores.registry.versions(name)
+        ],
+        "runs": {
+            name: {key: report[key] for key in ("run_id", "ok", "finished_at", "seconds")}
+            for name, report in reports.items()
+        },
+    }
+
+
+def answer_again(response_id: str, settings: Settings) -> dict[str, Any]:
+    """Replay one logged answer.
+
+    Raises:
+        RagFtiError: If the answer is not in the log.
+    """
+    from rag_fti.inference import build_engine
+    from rag_fti.lineage import trace
+
+    stores = open_stores(settings)
+    record = trace(response_id, stores=stores)
+    if record["kind"] != "answer":
+        raise RagFtiError(
+            f"{response_id!r} is a {record['kind']}, not an answer.",
+            next_step="Replay takes the id of an answer, as printed by ask or the chat endpoint.",
+        )
+    model = record["model"]["id"]
+    in_registry = record["model"]["manifest"] is not None
+    engine = build_engine(
+        settings, store=stores.features, model_ref=model if in_registry else "base"
+    )
+    answer = engine.answer(record["question"], at=record["snapshot"])
+    chunks = [chunk["chunk_id"] for chunk in record["chunks"]]
+    again = [hit.chunk_id for hit in answer.hits]
+    return {
+        "id": response_id,
+        "snapshot": record["snapshot"],
+        "model": {"then": model, "now": answer.model},
+        "chunks": {"then": chunks, "now": again},
+        "answer": {"then": record["answer"], "now": answer.answer},
+        "same": answer.answer == record["answer"] and chunks == again,
+    }
+
+
+def render_status(summary: Mapping[str, Any]) -> str:
+    """Status for people."""
+    features = summary["features"]
+    lines = [f"Feature store  {features['uri']}"]
+    if features["exists"]:
+        collections = ", ".join(f"{name} ({n})" for name, n in features["collections"].items())
+        lines += [
+            f"  snapshot {features['snapshot']}: {features['documents']} documents, "
+            f"{features['chunks']} chunks; collections: {collections}",
+            f"  embedder {features['embedder']['model']} "
+            f"({features['embedder']['dimension']} dimensions)",
+            f"  tags: {', '.join(f'{k} = {v}' for k, v in features['tags'].items()) or 'none'}",
+            f"  logged answers: {features['logged_answers']}",
+        ]
+    else:
+        lines.append("  empty; fill it with: rag-fti ingest PATH")
+    lines.append(
+        "Datasets" if summary["datasets"] else "Datasets       none; rag-fti dataset build"
+    )
+    for entry in summary["datasets"]:
+        lines.append(f"  {entry['dataset']}  from snapshot {entry['snapshot']}: {entry['splits']}")
+    lines.append("Models" if summary["models"] else "Models         none; rag-fti train")
+    for entry in summary["models"]:
+        aliases = f"  ← {', '.join(entry['aliases'])}" if entry["aliases"] else ""
+        lines.append(f"  {entry['model']}  from {entry['dataset']}{aliases}")
+    lines.append("Last runs" if summary["runs"] else "Last runs      none")
+    for name, run in summary["runs"].items():
+        kept = "contract kept" if run["ok"] else "CONTRACT BROKEN"
+        lines.append(f"  {name:<20} {run['finished_at']}  {run['seconds']:.1f} s  {kept}")
+    return "\n".join(lines)
+
+
+def render_contracts(summary: Mapping[str, Any]) -> str:
+    """Contracts for people: every promise, with a mark from the last run."""
+    lines = []
+    for contract in summary["contracts"]:
+        report = contract["last_report"]
+        results = {r["name"]: r for r in report["results"]} if report else {}
+        when = f"last run {report['finished_at']}" if report else "never run here"
+        lines += [f"{contract['pipeline']}: {contract['purpose']} ({when})"]
+        lines += [f"  in   {name}: {_shape(value)}" for name, value in contract["inputs"].items()]
+        lines += [f"  out  {name}: {_shape(value)}" for name, value in contract["outputs"].items()]
+        for kind in ("precondition", "invariant", "postcondition", "service_level"):
+            for check in contract[f"{kind}s"]:
+                result = results.get(check["name"])
+                mark = "·" if result is None else "✓" if result["ok"] else "✗"
+                value = f"  [{result['value']}, {result['expected']}]" if result else ""
+                lines.append(f"  {mark} {kind.replace('_', ' ')}: {check['promise']}{value}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {kind}" for name, kind in value.items())
+    return str(value)
+
+
+def _render_replay(summary: Mapping[str, Any]) -> str:
+    verdict = "the same answer" if summary["same"] else "a DIFFERENT answer"
+    return (
+        f"{summary['id']} at snapshot {summary['snapshot']}: {verdict}\n"
+        f"  then ({summary['model']['then']}): {summary['answer']['then']}\n"
+        f"  now  ({summary['model']['now']}): {summary['answer']['now']}"
+    )
+
+
+def _render_json(summary: Mapping[str, Any]) -> str:
+    return json.dumps(summary, indent=2, ensure_ascii=False)

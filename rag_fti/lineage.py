@@ -1,0 +1,267 @@
+"""Where an answer came from, and what a document went into.
+
+Forward, a document reaches answers by way of chunks, dataset versions and model versions; every
+hop is recorded by the pipeline that made it (chunk ids in dataset rows, dataset version in model
+manifests, chunk ids and model version in the inference log). This module only walks those records.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rag_fti.errors import RagFtiError
+
+if TYPE_CHECKING:
+    from rag_fti.feature_store import FeatureStore
+    from rag_fti.registry import Registry
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Taint:
+    """Everything that a set of documents went into."""
+
+    datasets: tuple[str, ...]
+    """Dataset versions with at least one row made from the documents, as ``name@version``."""
+    models: tuple[str, ...]
+    """Model versions trained on those datasets, as ``name@version``."""
+    answers: tuple[str, ...]
+    """Logged answers that had the documents in their context."""
+
+    def to_dict(self) -> dict[str, list[str]]:
+        """JSON-ready form."""
+        return {name: list(values) for name, values in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Stores:
+    """The shared storage that lineage is read from."""
+
+    features: FeatureStore
+    datasets: Path
+    registry: Registry
+
+
+def tainted_by(document_ids: Sequence[str], *, stores: Stores) -> Taint:
+    """What the documents went into: datasets, models trained on those, logged answers."""
+    wanted = pa.array(list(document_ids), pa.string())
+    datasets = tuple(
+        reference
+        for reference, directory, _ in dataset_manifests(stores.datasets)
+        if _dataset_uses(directory, wanted)
+    )
+    models = tuple(
+        version.ref
+        for name in stores.registry.names()
+        for version in stores.registry.versions(name)
+        if version.manifest.get("dataset") in datasets
+    )
+    log = stores.features.rows("inference_log")
+    answers = tuple(
+        row["response_id"]
+        for row in log.select(["response_id", "document_ids"]).to_pylist()
+        if not set(document_ids).isdisjoint(row["document_ids"])
+    )
+    return Taint(datasets, models, answers)
+
+
+def trace(identifier: str, *, stores: Stores) -> dict[str, Any]:
+    """Everything recorded about an id, whatever kind it is.
+
+    Args:
+        identifier: A response id, chunk id, document id, document source, ``dataset@version`` or
+            ``model@version``.
+        stores: The shared storage.
+
+    Returns:
+        ``{"kind", "id", …}`` with the hops in both directions.
+
+    Raises:
+        RagFtiError: If nothing has this id.
+    """
+    for find in (_trace_answer, _trace_document, _trace_chunk, _trace_dataset, _trace_model):
+        found = find(identifier, stores)
+        if found is not None:
+            return found
+    raise RagFtiError(
+        f"Nothing is known under {identifier!r}.",
+        next_step="Give a response id, chunk id, document id or source, dataset@version or "
+        "model@version; rag-fti status lists what there is.",
+    )
+
+
+def dataset_manifests(root: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """Every complete dataset version: reference, directory and manifest, oldest first."""
+    paths = sorted(root.glob("*/*/manifest.json"), key=lambda path: path.stat().st_mtime)
+    for path in paths:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        yield f"{path.parent.parent.name}@{path.parent.name}", path.parent, manifest
+
+
+def _trace_answer(identifier: str, stores: Stores) -> dict[str, Any] | None:
+    log = stores.features.rows("inference_log")
+    rows = log.filter(pc.equal(log["response_id"], identifier)).to_pylist()
+    if not rows:
+        return None
+    row = rows[0]
+    chunks = [
+        {
+            "marker": number,
+            "chunk_id": chunk,
+            "document_id": document,
+            "document_version": version,
+            "score": score,
+            "cited": number in row["cited"],
+            "now": _chunk_now(chunk, stores),
+        }
+        for number, (chunk, document, version, score) in enumerate(
+            zip(
+                row["chunk_ids"],
+                row["document_ids"],
+                row["document_versions"],
+                row["scores"],
+                strict=True,
+            ),
+            start=1,
+        )
+    ]
+    return {
+        "kind": "answer",
+        "id": identifier,
+        "created_at": row["created_at"].isoformat(),
+        "question": row["question"],
+        "answer": row["answer"],
+        "abstained": row["abstained"],
+        "snapshot": row["snapshot"],
+        "prompt_digest": row["prompt_digest"],
+        "chunks": chunks,
+        "model": _model_summary(row["model"], stores),
+        "feedback": _feedback(identifier, stores),
+    }
+
+
+def _trace_document(identifier: str, stores: Stores) -> dict[str, Any] | None:
+    columns = ["document_id", "collection", "source", "title", "version", "ingested_at", "run_id"]
+    table = stores.features.documents(columns=columns)
+    matches = pc.or_(
+        pc.equal(table["document_id"], identifier), pc.equal(table["source"], identifier)
+    )
+    rows = table.filter(matches).to_pylist()
+    if not rows:
+        return None
+    row = rows[0]
+    chunks = stores.features.chunks(columns=["chunk_id", "document_id"])
+    own = chunks.filter(pc.equal(chunks["document_id"], row["document_id"]))
+    return {
+        "kind": "document",
+        "id": row["document_id"],
+        **{name: row[name] for name in ("collection", "source", "title", "version", "run_id")},
+        "ingested_at": row["ingested_at"].isoformat(),
+        "chunks": own["chunk_id"].to_pylist(),
+        "went_into": tainted_by([row["document_id"]], stores=stores).to_dict(),
+    }
+
+
+def _trace_chunk(identifier: str, stores: Stores) -> dict[str, Any] | None:
+    hits = stores.features.get_chunks([identifier])
+    if not hits:
+        return None
+    hit = hits[0].to_dict()
+    return {
+        "kind": "chunk",
+        "id": identifier,
+        **{key: hit[key] for key in ("document_id", "document_version", "source", "title")},
+        **{key: hit[key] for key in ("heading", "page", "start", "end", "text")},
+        "went_into": tainted_by([hit["document_id"]], stores=stores).to_dict(),
+    }
+
+
+def _trace_dataset(identifier: str, stores: Stores) -> dict[str, Any] | None:
+    for reference, directory, manifest in dataset_manifests(stores.datasets):
+        if reference == identifier:
+            return {
+                "kind": "dataset",
+                "id": reference,
+                "snapshot": manifest.get("snapshot"),
+                "prompt_digest": manifest.get("prompt_digest"),
+                "splits": manifest.get("splits"),
+                "documents": sorted(set(_values(directory, "document_ids"))),
+                "models": [
+                    version.ref
+                    for name in stores.registry.names()
+                    for version in stores.registry.versions(name)
+                    if version.manifest.get("dataset") == reference
+                ],
+            }
+    return None
+
+
+def _trace_model(identifier: str, stores: Stores) -> dict[str, Any] | None:
+    if "@" not in identifier:
+        return None
+    summary = _model_summary(identifier, stores)
+    if summary["manifest"] is None:
+        return None
+    return {"kind": "model", **summary}
+
+
+def _model_summary(reference: str, stores: Stores) -> dict[str, Any]:
+    name = reference.partition("@")[0]
+    for version in stores.registry.versions(name) if name in stores.registry.names() else []:
+        if version.ref == reference:
+            manifest = version.manifest
+            return {
+                "id": reference,
+                "base_model": manifest.get("base_model"),
+                "dataset": manifest.get("dataset"),
+                "manifest": str(version.path / "manifest.json"),
+                "aliases": [
+                    a for a, n in stores.registry.aliases(name).items() if n == version.version
+                ],
+            }
+    return {"id": reference, "base_model": None, "dataset": None, "manifest": None, "aliases": []}
+
+
+def _chunk_now(chunk_id: str, stores: Stores) -> dict[str, Any] | None:
+    """Where a chunk stands in the newest snapshot, or None when it is gone."""
+    hits = stores.features.get_chunks([chunk_id])
+    if not hits:
+        return None
+    hit = hits[0]
+    return {"source": hit.source, "heading": hit.heading, "start": hit.start, "end": hit.end}
+
+
+def _feedback(response_id: str, stores: Stores) -> list[dict[str, Any]]:
+    table = stores.features.rows("feedback")
+    rows = table.filter(pc.equal(table["response_id"], response_id)).to_pylist()
+    return [{key: row[key] for key in ("rating", "correction", "comment")} for row in rows]
+
+
+def _dataset_uses(directory: Path, documents: pa.Array) -> bool:
+    return any(
+        pc.any(pc.is_in(column, value_set=documents)).as_py()
+        for column in _columns(directory, "document_ids")
+        if len(column)
+    )
+
+
+def _values(directory: Path, name: str) -> Iterable[str]:
+    for column in _columns(directory, name):
+        yield from column.to_pylist()
+
+
+def _columns(directory: Path, name: str) -> Iterator[pa.Array]:
+    """A list column of every split, flattened."""
+    for split in SPLITS:
+        path = directory / f"{split}.parquet"
+        if path.is_file():
+            yield pc.list_flatten(pq.read_table(path, columns=[name])[name]).combine_chunks()

@@ -34,6 +34,7 @@ def documents_schema() -> pa.Schema:
             pa.field("version", pa.string(), nullable=False),
             pa.field("raw_digest", pa.string(), nullable=False),
             pa.field("chunker_digest", pa.string(), nullable=False),
+            pa.field("chunk_count", pa.int32(), nullable=False),
             pa.field("near_duplicate_group", pa.string(), nullable=False),
             pa.field("metadata", pa.string(), nullable=False),
             pa.field("ingested_at", _TIMESTAMP, nullable=False),
@@ -60,7 +61,9 @@ def chunks_schema(dimension: int) -> pa.Schema:
             pa.field("end", pa.int64(), nullable=False),
             pa.field("tokens", pa.int32(), nullable=False),
             pa.field("text", pa.string(), nullable=False),
-            pa.field("text_digest", pa.string(), nullable=False),
+            # Title and headings, then the text: what is embedded and what full text looks in.
+            pa.field("indexed_text", pa.string(), nullable=False),
+            pa.field("indexed_digest", pa.string(), nullable=False),
             pa.field("vector", pa.list_(pa.float32(), dimension), nullable=False),
             pa.field("ingested_at", _TIMESTAMP, nullable=False),
         ],
@@ -217,6 +220,8 @@ class Hit:
     text: str
     score: float
     """Higher is better; the scale depends on the search mode."""
+    ordinal: int = 0
+    """Place among the document's chunks, from 0."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, as in ``search --json``."""

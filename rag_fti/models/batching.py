@@ -1,0 +1,143 @@
+"""What happens between two steps of a batched ``generate()``: sampling, streaming, stopping."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, StoppingCriteria
+
+from rag_fti.models.continuation import Continuation
+from rag_fti.protocols import Cancellation, Generation, GenerationRequest
+
+
+@dataclass
+class Job:
+    """One request on its way through a generator."""
+
+    request: GenerationRequest
+    prompt: list[int]
+    """Token ids."""
+    continuation: Continuation
+    cancellation: Cancellation
+    streaming: bool
+    outputs: queue.SimpleQueue[str | Generation | BaseException] = field(
+        default_factory=queue.SimpleQueue
+    )
+    abstain_probability: float | None = None
+    cancelled: bool = False
+
+    @property
+    def done(self) -> bool:
+        """Whether the row needs no further token."""
+        return self.cancelled or bool(self.continuation.finish_reason)
+
+    def take(self, token: int | None) -> None:
+        """Take one generated token (None before the first), pass on its text, deliver when done."""
+        if self.cancellation.cancelled:
+            self.cancelled = True
+        elif token is not None:
+            piece = self.continuation.add(token)
+            if piece and self.streaming:
+                self.outputs.put(piece)
+        if self.done:
+            self.finish()
+
+    def finish(self) -> None:
+        """Deliver the finished generation."""
+        reason = self.continuation.finish_reason or ("cancelled" if self.cancelled else "length")
+        self.outputs.put(
+            Generation(
+                text=self.continuation.text(),
+                prompt_tokens=len(self.prompt),
+                completion_tokens=self.continuation.tokens,
+                finish_reason=reason,
+                abstain_probability=self.abstain_probability,
+            )
+        )
+
+
+class RowSampler(LogitsProcessor):  # type: ignore[misc]
+    """Samples each row by its own temperature, top-p and seed.
+
+    ``generate()`` itself runs greedily; a sampled row's choice is made here and left as the only
+    finite logit. Rows of one batch can so differ in every parameter.
+
+    Args:
+        jobs: One per row.
+        abstain_id: Token whose first-step probability is recorded, or None.
+    """
+
+    def __init__(self, jobs: Sequence[Job], *, abstain_id: int | None, device: str) -> None:
+        self._jobs = jobs
+        self._abstain_id = abstain_id
+        self._first = True
+        self._random: dict[int, torch.Generator] = {}
+        for row, job in enumerate(jobs):
+            if job.request.temperature > 0:
+                random = torch.Generator(device=device)
+                if job.request.seed is None:
+                    random.seed()
+                else:
+                    random.manual_seed(job.request.seed % 2**63)
+                self._random[row] = random
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Scores float ``(rows, vocabulary)`` with sampled rows reduced to one choice."""
+        if self._first and self._abstain_id is not None:
+            shares = torch.softmax(scores.float(), dim=-1)[:, self._abstain_id].tolist()
+            for job, share in zip(self._jobs, shares, strict=True):
+                job.abstain_probability = float(share)
+        self._first = False
+        if not self._random:
+            return scores
+        scores = scores.clone()
+        for row, random in self._random.items():
+            if not self._jobs[row].done:
+                choice = sample(scores[row], self._jobs[row].request, random)
+                scores[row] = -torch.inf
+                scores[row, choice] = 0.0
+        return scores
+
+
+def sample(logits: Tensor, request: GenerationRequest, random: torch.Generator) -> int:
+    """One token drawn by temperature and nucleus (Holtzman et al. 2020).
+
+    Args:
+        logits: float ``(vocabulary,)``.
+        request: Its ``temperature`` (above 0) and ``top_p`` are used.
+        random: Source of randomness.
+    """
+    probabilities = torch.softmax(logits.float() / request.temperature, dim=-1)
+    if request.top_p < 1.0:
+        ordered, order = probabilities.sort(descending=True)
+        # The token that crosses the threshold still belongs to the nucleus.
+        outside = ordered.cumsum(dim=-1) - ordered >= request.top_p
+        outside[0] = False
+        probabilities = torch.zeros_like(probabilities).scatter(
+            0, order, ordered.masked_fill(outside, 0.0)
+        )
+    return int(torch.multinomial(probabilities, 1, generator=random))
+
+
+class RowWatcher(StoppingCriteria):  # type: ignore[misc]
+    """Streams each row's newest token and tells ``generate()`` which rows are done.
+
+    Args:
+        jobs: One per row.
+    """
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._jobs = jobs
+
+    def __call__(self, input_ids: Tensor, scores: object, **_: object) -> Tensor:
+        """Bool ``(rows,)``: which rows need no further token."""
+        newest = input_ids[:, -1].tolist()
+        for job, token in zip(self._jobs, newest, strict=True):
+            if not job.done:
+                # A finished row is delivered at once, not when the batch is.
+                job.take(int(token))
+        return torch.tensor([job.done for job in self._jobs], device=input_ids.device)

@@ -1,0 +1,329 @@
+"""A causal language model in this process, computing several requests at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+from rag_fti import prompts
+from rag_fti.errors import ContextTooLong, InferenceError
+from rag_fti.models.batching import Job, RowSampler, RowWatcher
+from rag_fti.models.causal import load_causal_lm, load_tokenizer
+from rag_fti.models.continuation import Continuation
+from rag_fti.models.hardware import pick_device, pick_dtype
+from rag_fti.protocols import Cancellation, Generation, GenerationRequest, Message
+
+logger = logging.getLogger(__name__)
+
+_ROUND_TRIP_SAMPLE = "The Éclair, by  night: 1,250 m (Don't)."
+
+
+class LocalGenerator:
+    """Continues prompts with a transformers model.
+
+    One worker thread owns the model. It takes whatever requests wait, up to ``max_batch``,
+    and computes them as one left-padded batch; each row streams, samples, stops and is cancelled
+    on its own, and is delivered when it is done, not when the batch is.
+
+    Args:
+        model: A causal LM in evaluation mode.
+        tokenizer: Its tokenizer, left-padded, with a chat template.
+        name: What answers call it: ``name@version``, hub id or directory.
+        max_batch: Most requests computed together.
+    """
+
+    def __init__(self, *, model: Any, tokenizer: Any, name: str, max_batch: int = 16) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._name = name
+        self._max_batch = max_batch
+        self._device = str(model.device)
+        self._end_ids = _end_ids(model, tokenizer)
+        self._pad_id = int(
+            tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._end_ids)
+        )
+        self._hidden_ids = frozenset(
+            int(token)
+            for token in (tokenizer.pad_token_id, tokenizer.bos_token_id)
+            if token is not None
+        )
+        self._abstain_id = _single_token(tokenizer, prompts.ABSTENTION)
+        self._context_window = _context_window(model, tokenizer)
+        self._waiting: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._worker: threading.Thread | None = None
+        self._closed = False
+        self.running = 0
+        """Requests being computed now."""
+        self.restores_text = not _keeps_text(tokenizer)
+        """Whether the tokenizer changes text (case, accents, spaces), so that an answer has to
+        be put back into the words of its source."""
+        self.tells_abstention = self._abstain_id is not None
+        """Whether generations carry ``abstain_probability``."""
+
+    @property
+    def model(self) -> str:
+        """``name@version`` of a registry model, or the hub id or directory of a base model."""
+        return self._name
+
+    @property
+    def chat_template(self) -> str | None:
+        """The tokenizer's Jinja template."""
+        template = self._tokenizer.chat_template
+        return None if template is None else str(template)
+
+    @property
+    def context_window(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self._context_window
+
+    @property
+    def waiting(self) -> int:
+        """Requests that no batch has taken yet."""
+        return self._waiting.qsize()
+
+    def count_prompt_tokens(self, messages: Sequence[Message]) -> int:
+        """Tokens of the rendered prompt, generation prompt included."""
+        return len(prompts.prompt_token_ids(self._tokenizer, messages))
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text without special tokens."""
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """Continue every prompt; results in the order of the requests.
+
+        Raises:
+            ContextTooLong: If a prompt leaves no room for an answer.
+            InferenceError: If the computation fails or the generator was closed.
+        """
+        jobs = [self._job(request, Cancellation(), streaming=False) for request in requests]
+        for job in jobs:
+            self._submit(job)
+        return [self._result(job) for job in jobs]
+
+    def stream(
+        self, request: GenerationRequest, cancellation: Cancellation | None = None
+    ) -> Iterator[str | Generation]:
+        """Pieces of text as they come, then the finished :class:`Generation` as last item.
+
+        Raises:
+            ContextTooLong: If the prompt leaves no room for an answer.
+            InferenceError: If the computation fails or the generator was closed.
+        """
+        job = self._job(request, cancellation or Cancellation(), streaming=True)
+        self._submit(job)
+        while True:
+            item = job.outputs.get()
+            if isinstance(item, BaseException):
+                raise _failed(item) from item
+            yield item
+            if isinstance(item, Generation):
+                return
+
+    def close(self) -> None:
+        """Finish what was accepted, then stop the worker; later requests are refused."""
+        with self._lock:
+            self._closed = True
+            worker = self._worker
+        if worker is not None:
+            self._waiting.put(None)
+            worker.join()
+
+    def _job(
+        self, request: GenerationRequest, cancellation: Cancellation, *, streaming: bool
+    ) -> Job:
+        prompt = prompts.prompt_token_ids(self._tokenizer, request.messages)
+        room = self._context_window - len(prompt)
+        if room < 1:
+            raise ContextTooLong(
+                f"The prompt has {len(prompt)} tokens; {self._name} takes {self._context_window} "
+                "with the answer.",
+                next_step="Ask a shorter question, send less history or lower "
+                "retrieval.context_tokens.",
+            )
+        continuation = Continuation(
+            tokenizer=self._tokenizer,
+            end_ids=self._end_ids,
+            hidden_ids=self._hidden_ids - self._end_ids,
+            max_tokens=min(request.max_tokens, room),
+            stop=request.stop,
+        )
+        return Job(request, prompt, continuation, cancellation, streaming)
+
+    def _submit(self, job: Job) -> None:
+        with self._lock:
+            if self._closed:
+                raise InferenceError(f"{self._name} was closed.", next_step="Send it again.")
+            if self._worker is None:
+                self._worker = threading.Thread(
+                    target=self._work, name=f"generate {self._name}", daemon=True
+                )
+                self._worker.start()
+            self._waiting.put(job)
+
+    def _result(self, job: Job) -> Generation:
+        while True:
+            item = job.outputs.get()
+            if isinstance(item, Generation):
+                return item
+            if isinstance(item, BaseException):
+                raise _failed(item) from item
+
+    def _work(self) -> None:
+        closing = False
+        while not closing:
+            jobs: list[Job] = []
+            first = self._waiting.get()
+            while first is not None:
+                jobs.append(first)
+                if len(jobs) == self._max_batch:
+                    break
+                try:
+                    first = self._waiting.get_nowait()
+                except queue.Empty:
+                    break
+            closing = first is None
+            self._compute(jobs)
+
+    def _compute(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            job.take(None)
+        live = [job for job in jobs if not job.done]
+        if not live:
+            return
+        self.running = len(live)
+        try:
+            self._generate(live)
+        except (RuntimeError, ValueError, IndexError, TypeError, MemoryError) as error:
+            # The worker must outlive a failed batch: every caller gets the error.
+            logger.exception("generation failed")
+            for job in live:
+                if not job.done:
+                    job.outputs.put(error)
+        finally:
+            self.running = 0
+
+    @torch.inference_mode()
+    def _generate(self, jobs: list[Job]) -> None:
+        width = max(len(job.prompt) for job in jobs)
+        ids = torch.full((len(jobs), width), self._pad_id, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, job in enumerate(jobs):
+            ids[row, width - len(job.prompt) :] = torch.tensor(job.prompt)
+            mask[row, width - len(job.prompt) :] = 1
+        config = GenerationConfig(
+            max_new_tokens=max(job.continuation.max_tokens for job in jobs) + 1,
+            do_sample=False,
+            eos_token_id=sorted(self._end_ids),
+            pad_token_id=self._pad_id,
+            use_cache=True,
+        )
+        self._model.generate(
+            input_ids=ids.to(self._device),
+            attention_mask=mask.to(self._device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList(
+                [RowSampler(jobs, abstain_id=self._abstain_id, device=self._device)]
+            ),
+            stopping_criteria=StoppingCriteriaList([RowWatcher(jobs)]),
+        )
+        for job in jobs:
+            if not job.done:
+                job.continuation.finish_reason = "length"
+                job.finish()
+
+
+def load_local_generator(
+    *,
+    location: Path,
+    name: str,
+    adapter: Path | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    max_batch: int = 16,
+    threads: int = 0,
+) -> LocalGenerator:
+    """A generator from a base model directory and, optionally, a LoRA adapter.
+
+    The adapter is merged into the weights: a third faster than computing it beside them.
+
+    Args:
+        location: Base model directory.
+        name: What answers call the model.
+        adapter: Directory with a PEFT adapter and, where it has one, its tokenizer.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+        max_batch: Most requests computed together.
+        threads: CPU threads; 0 leaves the choice to torch. Counts for the whole process.
+
+    Raises:
+        ModelNotFound: If model or tokenizer cannot be read.
+        IncompatibleArtifact: If the adapter does not fit.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    picked = pick_device(device)
+    tokenizer = load_tokenizer(_tokenizer_location(location, adapter))
+    model = load_causal_lm(
+        location, device=picked, dtype=pick_dtype(dtype, picked), adapter=adapter
+    )
+    if adapter is not None:
+        model = model.merge_and_unload().eval()
+    return LocalGenerator(model=model, tokenizer=tokenizer, name=name, max_batch=max_batch)
+
+
+def _tokenizer_location(location: Path, adapter: Path | None) -> Path:
+    if adapter is not None and (adapter / "tokenizer_config.json").is_file():
+        return adapter
+    return location
+
+
+def _failed(error: BaseException) -> InferenceError:
+    return InferenceError(
+        f"The model failed while answering: {type(error).__name__}: {error}",
+        next_step="Lower generator.max_batch if memory ran out; the log has the details.",
+    )
+
+
+def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    found: set[int] = set()
+    for value in (
+        getattr(model.generation_config, "eos_token_id", None),
+        getattr(model.config, "eos_token_id", None),
+        tokenizer.eos_token_id,
+    ):
+        if isinstance(value, int):
+            found.add(value)
+        elif value is not None:
+            found.update(int(token) for token in value)
+    if not found:
+        raise InferenceError("The model has no end token, so answers would never end.")
+    return frozenset(found)
+
+
+def _single_token(tokenizer: Any, text: str) -> int | None:
+    encoded = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return int(encoded[0]) if len(encoded) == 1 else None
+
+
+def _context_window(model: Any, tokenizer: Any) -> int:
+    sizes = [getattr(model.config, "max_position_embeddings", None)]
+    # Tokenizers without a limit say 1e30.
+    with contextlib.suppress(TypeError, OverflowError):
+        sizes.append(int(tokenizer.model_max_length))
+    known = [int(size) for size in sizes if size]
+    return min(known) if known else 4096
+
+
+def _keeps_text(tokenizer: Any) -> bool:
+    encoded = tokenizer(_ROUND_TRIP_SAMPLE, add_special_tokens=False)["input_ids"]
+    return str(tokenizer.decode(encoded)).strip() == _ROUND_TRIP_SAMPLE

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rag_fti import prompts
+from rag_fti.errors import ContextTooLong, InferenceError
+from rag_fti.models.local import LocalGenerator, load_local_generator
+from rag_fti.protocols import Cancellation, Generation, GenerationRequest
+from tests.inference.tiny import save_tiny, tiny_model, tiny_tokenizer
+
+# peft 0.18 reads a property that transformers 5.24 renamed.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[Any, Any]:
+    tokenizer = tiny_tokenizer()
+    return tiny_model(len(tokenizer)), tokenizer
+
+
+@pytest.fixture
+def generator(parts: tuple[Any, Any]) -> Iterator[LocalGenerator]:
+    model, tokenizer = parts
+    made = LocalGenerator(model=model, tokenizer=tokenizer, name="tiny", max_batch=8)
+    yield made
+    made.close()
+
+
+def request(text: str = "hello", **options: Any) -> GenerationRequest:
+    return GenerationRequest(messages=({"role": "user", "content": text},), **options)
+
+
+def reference(parts: tuple[Any, Any], text: str, tokens: int) -> str:
+    """Greedy decoding by hand: one forward pass per token, no cache, no padding."""
+    model, tokenizer = parts
+    ids = prompts.prompt_token_ids(tokenizer, [{"role": "user", "content": text}])
+    made: list[int] = []
+    with torch.no_grad():
+        while len(made) < tokens:
+            logits = model(input_ids=torch.tensor([ids + made])).logits[0, -1]
+            token = int(logits.argmax())
+            if token == tokenizer.eos_token_id:
+                break
+            made.append(token)
+    return str(tokenizer.decode([t for t in made if t != tokenizer.pad_token_id]))
+
+
+def test_greedy_equals_the_slow_reference_alone_and_in_a_batch(
+    generator: LocalGenerator, parts: tuple[Any, Any]
+) -> None:
+    texts = ["hello", "a much longer question about nothing in particular", "x", "yes or no"]
+    expected = [reference(parts, text, 12) for text in texts]
+    alone = [generator.generate([request(text, max_tokens=12)])[0].text for text in texts]
+    together = [g.text for g in generator.generate([request(t, max_tokens=12) for t in texts])]
+    assert alone == expected
+    assert together == expected
+
+
+def test_usage_and_length(generator: LocalGenerator) -> None:
+    (made,) = generator.generate([request("count me", max_tokens=5)])
+    assert made.finish_reason in ("length", "stop")
+    assert made.completion_tokens <= 5
+    assert made.prompt_tokens == generator.count_prompt_tokens(request("count me").messages)
+    assert made.abstain_probability is None
+
+
+def test_pieces_add_up_to_the_text(generator: LocalGenerator) -> None:
+    items = list(generator.stream(request("stream this", max_tokens=20)))
+    assert isinstance(items[-1], Generation)
+    assert "".join(str(piece) for piece in items[:-1]) == items[-1].text
+    assert all(isinstance(piece, str) for piece in items[:-1])
+    assert items[-1] == generator.generate([request("stream this", max_tokens=20)])[0]
+
+
+def test_rows_of_one_batch_keep_their_own_limits(generator: LocalGenerator) -> None:
+    limits = [1, 3, 9, 2]
+    made = generator.generate([request("same prompt", max_tokens=n) for n in limits])
+    full = made[2].text
+    for generation, limit in zip(made, limits, strict=True):
+        assert generation.completion_tokens <= limit
+        assert full.startswith(generation.text.rstrip("\ufffd"))
+
+
+def test_sampling_is_repeatable_by_seed_and_greedy_neighbours_are_untouched(
+    generator: LocalGenerator, parts: tuple[Any, Any]
+) -> None:
+    drawn = request("dice", max_tokens=16, temperature=5.0, seed=7)
+    first, greedy, again, other = generator.generate(
+        [
+            drawn,
+            request("dice", max_tokens=16),
+            drawn,
+            request("dice", max_tokens=16, temperature=5.0, seed=8),
+        ]
+    )
+    assert first == again
+    assert greedy.text == reference(parts, "dice", 16)
+    assert first.text != greedy.text
+    assert first.text != other.text
+    narrow = request("dice", max_tokens=16, temperature=5.0, top_p=1e-6, seed=7)
+    assert generator.generate([narrow])[0].text == greedy.text
+
+
+def test_a_stop_text_ends_the_answer_and_is_not_shown(generator: LocalGenerator) -> None:
+    full = generator.generate([request("stop here", max_tokens=24)])[0].text
+    stop = full[6:9]
+    expected = full[: full.find(stop)]
+    items = list(generator.stream(request("stop here", max_tokens=24, stop=(stop,))))
+    assert isinstance(items[-1], Generation)
+    assert items[-1].text == expected
+    assert items[-1].finish_reason == "stop"
+    assert "".join(str(piece) for piece in items[:-1]) == expected
+
+
+def test_cancelling_one_row_leaves_the_others(generator: LocalGenerator) -> None:
+    cancellation = Cancellation()
+    stream = generator.stream(request("cancel me", max_tokens=400), cancellation)
+    seen = [next(stream)]
+    cancellation.cancel()
+    seen.extend(stream)
+    last = seen[-1]
+    assert isinstance(last, Generation)
+    if last.completion_tokens < 400:
+        assert last.finish_reason in ("cancelled", "stop")
+    assert generator.generate([request("still there", max_tokens=2)])
+
+
+def test_cancelled_before_it_started(generator: LocalGenerator) -> None:
+    cancellation = Cancellation()
+    cancellation.cancel()
+    (only,) = generator.stream(request("never"), cancellation)
+    assert isinstance(only, Generation)
+    assert (only.finish_reason, only.completion_tokens) == ("cancelled", 0)
+
+
+def test_many_threads_at_once(generator: LocalGenerator, parts: tuple[Any, Any]) -> None:
+    expected = {f"question {n}": reference(parts, f"question {n}", 8) for n in range(12)}
+    got: dict[str, str] = {}
+
+    def ask(text: str) -> None:
+        got[text] = generator.generate([request(text, max_tokens=8)])[0].text
+
+    threads = [threading.Thread(target=ask, args=(text,)) for text in expected]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == expected
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(
+    generator: LocalGenerator,
+) -> None:
+    with pytest.raises(ContextTooLong, match=r"\d+ tokens; tiny takes 512"):
+        generator.generate([request("word " * 600)])
+
+
+def test_an_answer_never_outgrows_the_window(parts: tuple[Any, Any]) -> None:
+    tokenizer = tiny_tokenizer(context=64)
+    generator = LocalGenerator(
+        model=tiny_model(len(tokenizer), context=64), tokenizer=tokenizer, name="small"
+    )
+    (made,) = generator.generate([request("hi", max_tokens=1000)])
+    assert made.prompt_tokens + made.completion_tokens <= 64
+    generator.close()
+
+
+def test_close_finishes_accepted_work_and_refuses_more(parts: tuple[Any, Any]) -> None:
+    model, tokenizer = parts
+    generator = LocalGenerator(model=model, tokenizer=tokenizer, name="tiny")
+    results: list[Generation] = []
+    thread = threading.Thread(
+        target=lambda: results.extend(generator.generate([request("last", max_tokens=64)]))
+    )
+    thread.start()
+    time.sleep(0.02)
+    generator.close()
+    thread.join()
+    assert len(results) == 1
+    with pytest.raises(InferenceError, match="closed"):
+        generator.generate([request("late")])
+
+
+def test_a_failing_model_fails_every_caller_and_the_worker_lives(
+    parts: tuple[Any, Any],
+) -> None:
+    model, tokenizer = parts
+
+    class Broken(torch.nn.Module):
+        config = model.config
+        generation_config = model.generation_config
+        device = model.device
+        fail = True
+
+        def generate(self, **options: Any) -> Any:
+            if self.fail:
+                raise RuntimeError("out of memory")
+            return model.generate(**options)
+
+    broken = Broken()
+    generator = LocalGenerator(model=broken, tokenizer=tokenizer, name="broken")
+    with pytest.raises(InferenceError, match="out of memory"):
+        generator.generate([request("a"), request("b")])
+    broken.fail = False
+    assert generator.generate([request("a", max_tokens=2)])[0].completion_tokens <= 2
+    generator.close()
+
+
+def test_loading_from_a_directory_merges_an_adapter(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = save_tiny(tmp_path / "base")
+    plain = load_local_generator(location=base, name="plain", dtype="float32")
+    model = get_peft_model(
+        tiny_model(len(tiny_tokenizer())), LoraConfig(target_modules="all-linear")
+    )
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    model.save_pretrained(tmp_path / "adapter")
+    tuned = load_local_generator(
+        location=base, name="tuned@1", adapter=tmp_path / "adapter", dtype="float32"
+    )
+    asked = request("does it differ", max_tokens=12)
+    with torch.no_grad():
+        ids = prompts.prompt_token_ids(tiny_tokenizer(), asked.messages)
+        expected = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+    first = tuned.generate([request("does it differ", max_tokens=1)])[0]
+    assert tuned.model == "tuned@1"
+    assert plain.generate([asked])[0].text != tuned.generate([asked])[0].text
+    assert first.text == tiny_tokenizer().decode([expected])
+    assert not plain.restores_text
+    plain.close()
+    tuned.close()
+
+
+def test_one_token_abstention_is_reported_with_its_probability() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([prompts.ABSTENTION])
+    model = tiny_model(len(tokenizer))
+    generator = LocalGenerator(model=model, tokenizer=tokenizer, name="tiny")
+    (made,) = generator.generate([request("who knows", max_tokens=1)])
+    ids = prompts.prompt_token_ids(tokenizer, request("who knows").messages)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0, -1].float()
+    expected = torch.softmax(logits, -1)[tokenizer.convert_tokens_to_ids(prompts.ABSTENTION)]
+    assert made.abstain_probability == pytest.approx(float(expected), rel=1e-4)
+    generator.close()

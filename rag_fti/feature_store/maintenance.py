@@ -1,0 +1,72 @@
+"""Compaction, incremental indexing and clean-up of old versions."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+from rag_fti.errors import StoreError
+from rag_fti.feature_store.tables import Tables, mapped_errors
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 5
+
+
+def optimize(tables: Tables, name: str, *, keep_days: float) -> None:
+    """Compact a table's files, index its new rows, drop versions older than ``keep_days``."""
+    table = tables.get(name)
+    _retry(f"compact {name}", lambda: table.to_lance().optimize.compact_files())
+    _retry(f"update the indexes of {name}", lambda: table.to_lance().optimize.optimize_indices())
+    _clean(table, name, older_than=timedelta(days=keep_days), delete_unverified=False)
+
+
+def purge(tables: Tables, name: str) -> None:
+    """Rewrite files that hold deleted rows and remove every untagged older version.
+
+    On a local store the lock keeps other writers out, so that files of no version at all (left
+    by a crash) go too.
+    """
+    table = tables.get(name)
+    with tables.locked() as alone:
+        _retry(
+            f"compact {name}",
+            lambda: table.to_lance().optimize.compact_files(materialize_deletions_threshold=0.0),
+        )
+        _retry(f"update the indexes of {name}", lambda: _merge_indexes(table))
+        _clean(table, name, older_than=timedelta(0), delete_unverified=alone)
+    tables.forget()
+
+
+def _merge_indexes(table: Any) -> None:
+    """Rewrite every index as one segment, so that none keeps entries of removed rows."""
+    dataset = table.to_lance()
+    dataset.optimize.optimize_indices(num_indices_to_merge=1000)
+
+
+def _clean(table: Any, name: str, *, older_than: timedelta, delete_unverified: bool) -> None:
+    with mapped_errors(f"remove old versions of {name}"):
+        table.to_lance().cleanup_old_versions(
+            older_than,
+            delete_unverified=delete_unverified,
+            error_if_tagged_old_versions=False,
+        )
+
+
+def _retry(action: str, work: Callable[[], Any]) -> None:
+    """Run ``work``; another writer's commit in between makes it try again."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            work()
+        except (OSError, RuntimeError, ValueError) as error:
+            if "conflict" not in str(error).lower():
+                raise StoreError(f"Cannot {action}: {error}") from error
+            time.sleep(0.05 * 2**attempt)
+        else:
+            return
+    logger.warning(
+        "Other writers kept me from it %d times: %s. Left for the next run.", _ATTEMPTS, action
+    )

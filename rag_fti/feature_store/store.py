@@ -1,0 +1,556 @@
+"""Reading and writing the feature store."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from lancedb.query import MatchQuery
+
+from rag_fti import ids, schemas
+from rag_fti.errors import IncompatibleArtifact, SnapshotNotFound, StoreError
+from rag_fti.feature_store import indexes, maintenance
+from rag_fti.feature_store.tables import Tables, mapped_errors, sql_in, sql_string
+from rag_fti.protocols import EmbedderFingerprint, Vectors
+from rag_fti.schemas import Hit
+
+logger = logging.getLogger(__name__)
+
+LogTable = Literal["inference_log", "feedback", "predictions"]
+
+_LOG_SCHEMAS = {
+    "inference_log": schemas.inference_log_schema,
+    "feedback": schemas.feedback_schema,
+    "predictions": schemas.predictions_schema,
+}
+_SNAPSHOT = re.compile(r"^d(\d+)c(\d+)$")
+_HIT_COLUMNS = [
+    "chunk_id", "document_id", "document_version", "source", "title", "heading", "page",
+    "start", "end", "text", "ordinal",
+]  # fmt: skip
+_LOOKUP_BATCH = 1000
+_SNAPSHOT_WAIT_SECONDS = 2.0
+_BAD_FILTER = "If a filter was given, check it: SQL over the columns in docs/ingestion.md."
+
+
+@dataclass(frozen=True)
+class StoreRecipe:
+    """How the stored chunks and vectors were made."""
+
+    embedder: EmbedderFingerprint
+    chunker_digest: str
+    """Digest of the chunker; of all digests together where documents differ."""
+
+
+class FeatureStore:
+    """Documents, chunks and inference logs of one LanceDB database.
+
+    Readers always see whole commits. Methods with ``at`` read the newest state for ``""``, else
+    the state that a snapshot id (``d12c15``) or tag names. Safe to use from several threads.
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._chunker_digests: tuple[int, str] | None = None
+        self._policies: dict[int, indexes.SearchPolicy] = {}
+
+    @classmethod
+    def open(cls, uri: str, *, options: Mapping[str, str] | None = None) -> FeatureStore:
+        """The store at ``uri``; nothing is read or created yet.
+
+        Args:
+            uri: Directory or object-store URI.
+            options: Object-store options.
+        """
+        return cls(Tables(uri, options=options))
+
+    @property
+    def uri(self) -> str:
+        """Where the store is."""
+        return self._tables.uri
+
+    # -- state -----------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        """Whether it holds ingested documents."""
+        table = self._tables.find("documents")
+        if table is None:
+            return False
+        with mapped_errors("count documents"):
+            return bool(table.count_rows())
+
+    def snapshot(self) -> str:
+        """Id of the newest consistent state, such as ``d12c15``.
+
+        Raises:
+            StoreError: If nothing was ever ingested.
+        """
+        documents, chunks = self._tables.get("documents"), self._tables.get("chunks")
+        with (
+            self._tables.locked(shared=True, timeout=_SNAPSHOT_WAIT_SECONDS),
+            mapped_errors("read the store's version"),
+        ):
+            return f"d{documents.version}c{chunks.version}"
+
+    def resolve(self, at: str) -> str:
+        """The snapshot id that ``at`` names.
+
+        Args:
+            at: A snapshot id, a tag, or empty for the newest state.
+
+        Raises:
+            SnapshotNotFound: If there is no such tag or the snapshot was cleaned up.
+        """
+        if not at:
+            return self.snapshot()
+        snapshot = at if _SNAPSHOT.match(at) else self.tags().get(at)
+        if snapshot is None:
+            known = ", ".join(sorted(self.tags())) or "none"
+            raise SnapshotNotFound(
+                f"No snapshot or tag {at!r} in {self.uri}; tags: {known}.",
+                next_step="Give a snapshot id such as d12c15, a tag, or nothing for the newest.",
+            )
+        documents, chunks = _versions(snapshot)
+        self._tables.at("documents", documents)
+        self._tables.at("chunks", chunks)
+        return snapshot
+
+    def tag(self, name: str, snapshot: str = "") -> None:
+        """Pin a snapshot (the newest by default) under a name; an existing tag moves.
+
+        Raises:
+            StoreError: If the name is not allowed.
+            SnapshotNotFound: If the snapshot is not there.
+        """
+        if _SNAPSHOT.match(name) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise StoreError(
+                f"{name!r} cannot be a tag.", next_step="Use letters, digits, '.', '_' and '-'."
+            )
+        versions = _versions(self.resolve(snapshot))
+        with mapped_errors(f"tag {name}"):
+            for table_name, version in zip(("documents", "chunks"), versions, strict=True):
+                tags = self._tables.get(table_name).tags
+                if name in tags.list():
+                    tags.update(name, version)
+                else:
+                    tags.create(name, version)
+
+    def untag(self, name: str) -> None:
+        """Remove a tag; its snapshot may be cleaned up from now on.
+
+        Raises:
+            SnapshotNotFound: If there is no such tag.
+        """
+        if name not in self.tags():
+            raise SnapshotNotFound(f"No tag {name!r} in {self.uri}.")
+        with mapped_errors(f"remove the tag {name}"):
+            for table_name in ("documents", "chunks"):
+                self._tables.get(table_name).tags.delete(name)
+
+    def tags(self) -> dict[str, str]:
+        """All tags with the snapshot ids they pin."""
+        documents, chunks = self._tables.find("documents"), self._tables.find("chunks")
+        if documents is None or chunks is None:
+            return {}
+        with mapped_errors("list tags"):
+            left, right = documents.tags.list(), chunks.tags.list()
+        return {
+            name: f"d{left[name]['version']}c{right[name]['version']}"
+            for name in sorted(left.keys() & right.keys())
+        }
+
+    def recipe(self) -> StoreRecipe:
+        """How the stored chunks were made.
+
+        Raises:
+            StoreError: If nothing was ever ingested.
+        """
+        metadata = self._tables.get("chunks").schema.metadata or {}
+        fingerprint = EmbedderFingerprint(**json.loads(metadata[b"embedder"]))
+        documents = self._tables.get("documents")
+        version = documents.version
+        if self._chunker_digests is None or self._chunker_digests[0] != version:
+            column = self.documents(columns=["chunker_digest"])["chunker_digest"]
+            distinct = sorted(column.unique().to_pylist())
+            digest = distinct[0] if len(distinct) == 1 else ids.digest_json(distinct)
+            self._chunker_digests = (version, digest)
+        return StoreRecipe(fingerprint, self._chunker_digests[1])
+
+    def require_recipe(
+        self, *, embedder: EmbedderFingerprint, chunker_digest: str | None = None
+    ) -> None:
+        """Check that the store was made with this embedder (and chunker).
+
+        Raises:
+            IncompatibleArtifact: If it was not.
+            StoreError: If nothing was ever ingested.
+        """
+        metadata = self._tables.get("chunks").schema.metadata or {}
+        stored = json.loads(metadata[b"embedder"])
+        differing = [
+            f"{key} is {stored[key]!r} in the store and {value!r} here"
+            for key, value in embedder.to_dict().items()
+            if key != "model" and stored[key] != value
+        ]
+        if differing:
+            raise IncompatibleArtifact(
+                f"The feature store {self.uri} was filled with the embedder "
+                f"{stored['model']!r}, not with {embedder.model!r}: {'; '.join(differing)}.",
+                next_step="Use the store's embedder, or ingest into a new storage root.",
+            )
+        if chunker_digest is not None and chunker_digest != self.recipe().chunker_digest:
+            raise IncompatibleArtifact(
+                f"The documents in {self.uri} were cut with other chunking settings.",
+                next_step="Ingest them again with these settings, or use the settings they have.",
+            )
+
+    # -- searching -------------------------------------------------------------------------
+
+    def search_vectors(
+        self, vector: Vectors, *, k: int, where: str | None = None, at: str = ""
+    ) -> list[Hit]:
+        """Chunks nearest to a vector.
+
+        Args:
+            vector: Query vector, shape ``(dimension,)``.
+            k: Most hits.
+            where: SQL over chunk columns; only matching chunks are looked at.
+            at: State to read.
+
+        Returns:
+            Hits by falling cosine similarity, which is their score.
+        """
+        table = self._chunks_at(at)
+        with mapped_errors("search by vector", next_step=_BAD_FILTER):
+            query = (
+                table.search(
+                    np.asarray(vector, dtype=np.float32).reshape(-1), vector_column_name="vector"
+                )
+                .distance_type("cosine")
+                .select([*_HIT_COLUMNS, "_distance"])
+                .limit(k)
+            )
+            query = self._policy(table).apply(query)
+            found = (query.where(where) if where else query).to_arrow()
+        return _hits(found, 1.0 - found["_distance"].to_numpy())
+
+    def search_text(
+        self, query: str, *, k: int, where: str | None = None, at: str = ""
+    ) -> list[Hit]:
+        """Chunks whose title, headings or text match words of ``query`` (any text is safe).
+
+        Returns:
+            Hits by falling BM25, which is their score.
+        """
+        table = self._chunks_at(at)
+        with mapped_errors("search by text", next_step=_BAD_FILTER):
+            search = (
+                table.search(MatchQuery(query, "indexed_text"))
+                .select([*_HIT_COLUMNS, "_score"])
+                .limit(k)
+            )
+            found = (search.where(where) if where else search).to_arrow()
+        return _hits(found, found["_score"].to_numpy())
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def documents(
+        self, *, where: str | None = None, at: str = "", columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """Rows of ``documents``; see :func:`rag_fti.schemas.documents_schema`."""
+        return self._scan(self._at("documents", at), where, columns)
+
+    def chunks(
+        self, *, where: str | None = None, at: str = "", columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """Rows of ``chunks``; see :func:`rag_fti.schemas.chunks_schema`."""
+        return self._scan(self._at("chunks", at), where, columns)
+
+    def count_chunks(self, *, where: str | None = None, at: str = "") -> int:
+        """How many chunks match."""
+        table = self._at("chunks", at)
+        with mapped_errors("count chunks", next_step=_BAD_FILTER):
+            return int(table.count_rows(where))
+
+    def get_chunks(self, chunk_ids: Sequence[str], *, at: str = "") -> list[Hit]:
+        """The chunks with these ids, in their order; unknown ids are left out. Scores are 0."""
+        found: dict[str, Hit] = {}
+        for batch in _batches(chunk_ids):
+            table = self.chunks(where=sql_in("chunk_id", batch), at=at, columns=_HIT_COLUMNS)
+            found.update((h.chunk_id, h) for h in _hits(table, np.zeros(table.num_rows)))
+        return [found[chunk_id] for chunk_id in chunk_ids if chunk_id in found]
+
+    def vectors(self, chunk_ids: Sequence[str], *, at: str = "") -> Vectors:
+        """Vectors of chunks, float32 of shape ``(len(chunk_ids), dimension)``.
+
+        Raises:
+            StoreError: If one of the chunks is not there.
+        """
+        found: dict[str, npt.NDArray[np.float32]] = {}
+        for batch in _batches(chunk_ids):
+            table = self.chunks(
+                where=sql_in("chunk_id", batch), at=at, columns=["chunk_id", "vector"]
+            )
+            found.update(zip(table["chunk_id"].to_pylist(), _matrix(table["vector"]), strict=True))
+        missing = [chunk_id for chunk_id in chunk_ids if chunk_id not in found]
+        if missing:
+            raise StoreError(f"Chunk {missing[0]} is not in {self.uri}.")
+        if not chunk_ids:
+            return np.zeros((0, self.recipe().embedder.dimension), dtype=np.float32)
+        return np.stack([found[chunk_id] for chunk_id in chunk_ids])
+
+    def vectors_by_indexed_digest(self, digests: Sequence[str]) -> dict[str, Vectors]:
+        """Stored vectors of already embedded texts, by the digest of what was embedded."""
+        if self._tables.find("chunks") is None:
+            return {}
+        found: dict[str, Vectors] = {}
+        for batch in _batches(list(dict.fromkeys(digests))):
+            table = self.chunks(
+                where=sql_in("indexed_digest", batch), columns=["indexed_digest", "vector"]
+            )
+            found.update(
+                zip(table["indexed_digest"].to_pylist(), _matrix(table["vector"]), strict=True)
+            )
+        return found
+
+    def neighbours(self, document_id: str, ordinal: int, radius: int, at: str = "") -> list[Hit]:
+        """The chunk at ``ordinal`` and up to ``radius`` chunks on each side, in order."""
+        where = (
+            f"document_id = {sql_string(document_id)} "
+            f"AND ordinal BETWEEN {int(ordinal - radius)} AND {int(ordinal + radius)}"
+        )
+        table = self.chunks(where=where, at=at, columns=_HIT_COLUMNS)
+        return sorted(_hits(table, np.zeros(table.num_rows)), key=lambda hit: hit.ordinal)
+
+    def document(self, document_id: str, *, at: str = "") -> dict[str, Any] | None:
+        """A document's row, or None if there is no such document."""
+        table = self.documents(where=f"document_id = {sql_string(document_id)}", at=at)
+        rows: list[dict[str, Any]] = table.to_pylist()
+        return rows[0] if rows else None
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def prepare(self, embedder: EmbedderFingerprint, *, language: str, stemming: bool) -> None:
+        """Create the tables with their indexes, or check that they fit the embedder.
+
+        Args:
+            embedder: What fills the store.
+            language: Language of full-text stemming and stop words.
+            stemming: Whether full text stems words.
+
+        Raises:
+            IncompatibleArtifact: If another embedder filled the store.
+        """
+        schema = schemas.chunks_schema(embedder.dimension)
+        recorded = {"embedder": json.dumps(embedder.to_dict(), sort_keys=True)}
+        schema = schema.with_metadata({**_text_metadata(schema), **recorded})
+        chunks = self._tables.create("chunks", schema)
+        documents = self._tables.create("documents", schemas.documents_schema())
+        self.require_recipe(embedder=embedder)
+        with self._tables.locked(), mapped_errors("create indexes"):
+            indexes.create_scalar(documents, chunks)
+            indexes.create_full_text(chunks, language=language, stemming=stemming)
+
+    def write_documents(
+        self, documents: pa.Table, chunks: pa.Table, *, replaces: Sequence[str] = ()
+    ) -> None:
+        """Store documents with all their chunks.
+
+        The chunks go first, in one atomic commit that also removes the old chunks of
+        ``replaces``; the documents' rows go last and mean "complete". After a crash in between,
+        a document's row and chunks disagree in version, which the next ingest repairs.
+
+        Args:
+            documents: Rows of ``documents`` to insert or replace.
+            chunks: All chunks of those documents (of some, for rows whose chunks stay).
+            replaces: Ids of documents that may have older chunks.
+        """
+        chunk_table = self._tables.get("chunks")
+        document_table = self._tables.get("documents")
+        with self._tables.locked(), mapped_errors("write documents"):
+            if chunks.num_rows:
+                merge = (
+                    chunk_table.merge_insert("chunk_id")
+                    .when_matched_update_all()
+                    .when_not_matched_insert_all()
+                )
+                if replaces:
+                    merge = merge.when_not_matched_by_source_delete(
+                        sql_in("document_id", list(replaces))
+                    )
+                merge.execute(chunks)
+            elif replaces:
+                chunk_table.delete(sql_in("document_id", list(replaces)))
+            if documents.num_rows:
+                (
+                    document_table.merge_insert("document_id")
+                    .when_matched_update_all()
+                    .when_not_matched_insert_all()
+                    .execute(documents)
+                )
+
+    def delete_documents(self, document_ids: Sequence[str]) -> int:
+        """Remove documents and their chunks from tables and indexes.
+
+        Their bytes stay in older versions until :meth:`purge` or clean-up.
+
+        Returns:
+            Chunks removed.
+        """
+        chunk_table = self._tables.get("chunks")
+        document_table = self._tables.get("documents")
+        removed = 0
+        for batch in _batches(document_ids):
+            where = sql_in("document_id", batch)
+            with self._tables.locked(), mapped_errors("delete documents"):
+                removed += int(chunk_table.count_rows(where))
+                chunk_table.delete(where)
+                document_table.delete(where)
+        return removed
+
+    def optimize(self, *, keep_days: float = 7.0) -> None:
+        """Compact small files, bring new rows into the indexes, drop old unpinned versions.
+
+        Args:
+            keep_days: Age in days up to which versions stay; tagged ones stay anyway.
+        """
+        for name in self._tables.names():
+            maintenance.optimize(self._tables, name, keep_days=keep_days)
+
+    def purge(self) -> list[str]:
+        """Make the bytes of deleted rows go from the files, now.
+
+        Returns:
+            Tags that pin an older state and may therefore still hold deleted bytes.
+        """
+        for name in ("chunks", "documents"):
+            if name in self._tables.names():
+                maintenance.purge(self._tables, name)
+        newest = self.snapshot()
+        return [name for name, snapshot in self.tags().items() if snapshot != newest]
+
+    def update_vector_index(
+        self, *, kind: str, exact_below: int, target_recall: float
+    ) -> indexes.SearchPolicy:
+        """Build, extend or drop the vector index as the policy asks, and record the settings.
+
+        Args:
+            kind: ``auto``, ``none``, ``ivf_flat``, ``ivf_rq``, ``ivf_pq`` or ``hnsw_sq``.
+            exact_below: Rows up to which ``auto`` searches exactly.
+            target_recall: Recall@10 against exact search to reach.
+        """
+        with mapped_errors("build the vector index"):
+            return indexes.update_vector_index(
+                self._tables.get("chunks"),
+                kind=kind,
+                exact_below=exact_below,
+                target_recall=target_recall,
+            )
+
+    def search_policy(self, *, at: str = "") -> indexes.SearchPolicy:
+        """How vector search runs: exact, or over an index with measured recall."""
+        return self._policy(self._chunks_at(at))
+
+    def measure_recall(self, *, queries: int = 64, seed: int = 17) -> float:
+        """Recall@10 of vector search as configured against exact search, in [0, 1]."""
+        table = self._tables.get("chunks")
+        with mapped_errors("measure recall"):
+            return indexes.measure_recall(table, self._policy(table), queries=queries, seed=seed)
+
+    # -- logs ------------------------------------------------------------------------------
+
+    def append(self, table: LogTable, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows to a log table, which is created on first use.
+
+        Args:
+            table: ``inference_log``, ``feedback`` or ``predictions``.
+            rows: One mapping per row with the columns of its schema.
+        """
+        schema = _LOG_SCHEMAS[table]()
+        if not rows:
+            return
+        handle = self._tables.create(table, schema)
+        with mapped_errors(f"write to {table}"):
+            handle.add(pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
+
+    def rows(
+        self, table: LogTable, *, where: str | None = None, limit: int | None = None
+    ) -> pa.Table:
+        """Rows of a log table; none, with its schema, while it does not exist yet."""
+        handle = self._tables.find(table)
+        if handle is None:
+            return _LOG_SCHEMAS[table]().empty_table()
+        return self._scan(handle, where, None, limit)
+
+    # -- inside ----------------------------------------------------------------------------
+
+    def _at(self, name: str, at: str) -> Any:
+        if not at:
+            return self._tables.get(name)
+        documents, chunks = _versions(at if _SNAPSHOT.match(at) else self.resolve(at))
+        return self._tables.at(name, documents if name == "documents" else chunks)
+
+    def _chunks_at(self, at: str) -> Any:
+        return self._at("chunks", at)
+
+    def _policy(self, table: Any) -> indexes.SearchPolicy:
+        version = table.version
+        policy = self._policies.get(version)
+        if policy is None:
+            policy = indexes.read_policy(table)
+            if len(self._policies) > 64:
+                self._policies.clear()
+            self._policies[version] = policy
+        return policy
+
+    def _scan(
+        self,
+        table: Any,
+        where: str | None,
+        columns: Sequence[str] | None,
+        limit: int | None = None,
+    ) -> pa.Table:
+        with mapped_errors(f"read {table.name}", next_step=_BAD_FILTER if where else ""):
+            query = table.search()
+            if where:
+                query = query.where(where)
+            if columns is not None:
+                query = query.select(list(columns))
+            if limit is not None:
+                query = query.limit(limit)
+            return query.to_arrow()
+
+
+def _versions(snapshot: str) -> tuple[int, int]:
+    match = _SNAPSHOT.match(snapshot)
+    if match is None:
+        raise SnapshotNotFound(f"{snapshot!r} is no snapshot id; they look like d12c15.")
+    return int(match[1]), int(match[2])
+
+
+def _batches(values: Sequence[str]) -> list[list[str]]:
+    return [list(values[i : i + _LOOKUP_BATCH]) for i in range(0, len(values), _LOOKUP_BATCH)]
+
+
+def _text_metadata(schema: pa.Schema) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+
+
+def _matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
+    combined = column.combine_chunks()
+    if isinstance(combined, pa.ChunkedArray):
+        combined = pa.concat_arrays(combined.chunks)
+    values = combined.flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(values, dtype=np.float32).reshape(len(column), combined.type.list_size)
+
+
+def _hits(table: pa.Table, scores: npt.NDArray[Any]) -> list[Hit]:
+    columns = table.select(_HIT_COLUMNS).to_pylist()
+    return [Hit(**row, score=float(score)) for row, score in zip(columns, scores, strict=True)]

@@ -1,0 +1,222 @@
+"""The LanceDB tables under the feature store: opening, creating, errors, locking."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import pyarrow as pa
+
+from rag_fti.errors import SchemaMismatch, SnapshotNotFound, StoreError
+from rag_fti.schemas import SCHEMA_VERSION
+
+_PRIMARY_KEY = {"lance-schema:unenforced-primary-key": "true"}
+"""With it, Lance detects that two writers insert the same key at once and retries one of them;
+without it both would insert."""
+
+_KEYS = {"documents": "document_id", "chunks": "chunk_id"}
+_FOREIGN_ERRORS = (ValueError, RuntimeError, OSError, pa.ArrowException)
+_MAX_CHECKED_OUT = 8
+
+
+def sql_string(value: str) -> str:
+    """``value`` as a quoted SQL literal, for building a ``where``."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def sql_in(column: str, values: list[str]) -> str:
+    """``column IN (…)``; false for no values."""
+    return f"{column} IN ({', '.join(map(sql_string, values))})" if values else "false"
+
+
+@contextlib.contextmanager
+def mapped_errors(action: str, *, next_step: str = "") -> Iterator[None]:
+    """Turn errors of the storage libraries into :class:`StoreError`."""
+    try:
+        yield
+    except _FOREIGN_ERRORS as error:
+        raise StoreError(f"Cannot {action}: {error}", next_step=next_step) from error
+
+
+class Tables:
+    """The tables of one LanceDB database, opened on first use.
+
+    Args:
+        uri: Directory or object-store URI.
+        options: Object-store options.
+    """
+
+    def __init__(self, uri: str, *, options: Mapping[str, str] | None = None) -> None:
+        self.uri = uri
+        self._options = dict(options or {})
+        self._lock = threading.Lock()
+        self._connection: Any = None
+        self._open: dict[str, Any] = {}
+        self._checked_out: dict[tuple[str, int], Any] = {}
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the database is a directory of this machine."""
+        return "://" not in self.uri
+
+    def connection(self) -> Any:
+        """The LanceDB connection; every read sees the newest commit."""
+        with self._lock:
+            if self._connection is None:
+                with mapped_errors(
+                    f"open the feature store {self.uri}",
+                    next_step="Check storage.features and storage.root.",
+                ):
+                    self._connection = lancedb.connect(
+                        self.uri,
+                        read_consistency_interval=timedelta(0),
+                        storage_options=self._options or None,
+                    )
+            return self._connection
+
+    def names(self) -> set[str]:
+        """Names of the tables that exist."""
+        if self.is_local and not Path(self.uri).is_dir():
+            return set()
+        with mapped_errors(f"list the tables of {self.uri}"):
+            return set(self.connection().list_tables(limit=1000).tables)
+
+    def find(self, name: str) -> Any | None:
+        """The table, or None while it does not exist.
+
+        Raises:
+            StoreError: If the store cannot be read.
+            SchemaMismatch: If another release made the table.
+        """
+        with self._lock:
+            table = self._open.get(name)
+        if table is not None:
+            return table
+        if name not in self.names():
+            return None
+        with mapped_errors(f"open the table {name} of {self.uri}"):
+            table = self.connection().open_table(name)
+            metadata = table.schema.metadata or {}
+        found = metadata.get(b"schema_version", b"none").decode()
+        if found != str(SCHEMA_VERSION):
+            raise SchemaMismatch(
+                f"Table {name} of {self.uri} has schema version {found}, this release reads "
+                f"{SCHEMA_VERSION}.",
+                next_step="Ingest again into a new storage root, or use the release that wrote it.",
+            )
+        with self._lock:
+            return self._open.setdefault(name, table)
+
+    def get(self, name: str) -> Any:
+        """The table.
+
+        Raises:
+            StoreError: If it does not exist or the store cannot be read.
+        """
+        table = self.find(name)
+        if table is None:
+            raise StoreError(
+                f"The feature store {self.uri} has no {name} yet.",
+                next_step="Ingest documents first: rag-fti ingest PATH.",
+            )
+        return table
+
+    def at(self, name: str, version: int) -> Any:
+        """A read-only handle of the table as of a version.
+
+        Raises:
+            SnapshotNotFound: If that version is not there any more.
+        """
+        with self._lock:
+            cached = self._checked_out.get((name, version))
+        if cached is not None:
+            return cached
+        self.get(name)
+        with mapped_errors(f"open the table {name} of {self.uri}"):
+            table = self.connection().open_table(name)
+        try:
+            table.checkout(version)
+        except _FOREIGN_ERRORS as error:
+            raise SnapshotNotFound(
+                f"Version {version} of {name} is not in {self.uri}: {error}",
+                next_step="Tags and the newest snapshot are listed by rag-fti status.",
+            ) from error
+        with self._lock:
+            while len(self._checked_out) >= _MAX_CHECKED_OUT:
+                self._checked_out.pop(next(iter(self._checked_out)))
+            self._checked_out[(name, version)] = table
+        return table
+
+    def create(self, name: str, schema: pa.Schema) -> Any:
+        """The table, made with this schema if it does not exist yet."""
+        if (existing := self.find(name)) is not None:
+            return existing
+        key = _KEYS.get(name)
+        fields = [f.with_metadata(_PRIMARY_KEY) if f.name == key else f for f in schema]
+        with mapped_errors(f"create the table {name} in {self.uri}"):
+            if self.is_local:
+                Path(self.uri).mkdir(parents=True, exist_ok=True)
+            self.connection().create_table(
+                name, schema=pa.schema(fields, metadata=schema.metadata), exist_ok=True
+            )
+        return self.get(name)
+
+    def forget(self) -> None:
+        """Drop all open handles, for example after files were cleaned up."""
+        with self._lock:
+            self._open.clear()
+            self._checked_out.clear()
+
+    @contextlib.contextmanager
+    def locked(self, *, shared: bool = False, timeout: float | None = None) -> Iterator[bool]:
+        """Hold the store's lock between processes of this machine.
+
+        Writers hold it while they commit to two tables, so that who holds it sees both or
+        neither. It guards consistency of snapshots only: each commit is safe without it.
+        Object stores have no such lock.
+
+        Args:
+            shared: Lock as a reader.
+            timeout: Seconds to wait, None for ever.
+
+        Yields:
+            Whether the lock is held.
+        """
+        if not self.is_local or not Path(self.uri).is_dir():
+            yield False
+            return
+        try:
+            handle = os.open(Path(self.uri) / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            if not shared:
+                raise StoreError(f"Cannot lock {self.uri} for writing: {error}") from error
+            yield False  # a read-only mount has no writers here
+            return
+        try:
+            yield _acquire(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, timeout)
+        finally:
+            os.close(handle)
+
+
+def _acquire(handle: int, kind: int, timeout: float | None) -> bool:
+    if timeout is None:
+        fcntl.flock(handle, kind)
+        return True
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.005)
+        else:
+            return True

@@ -44,7 +44,10 @@ def parse(source: str) -> list[Block]:
     blocks: list[Block] = []
     for part in re.split(r"\n\s*\n", source.strip()):
         if part.startswith("|"):
-            rows = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in part.splitlines()]
+            rows = [
+                tuple(cell.strip() for cell in line.strip("|").split("|"))
+                for line in part.splitlines()
+            ]
             blocks.append(Block(rows=(rows[0], *rows[2:])))
         elif match := re.match(r"(#{1,3}) (.+)$", part):
             blocks.append(Block(match[2], level=len(match[1])))
@@ -54,6 +57,7 @@ def parse(source: str) -> list[Block]:
 
 
 def build_pdf(blocks: list[Block], target: Path) -> None:
+    """Write the blocks as an A4 PDF with a text layer."""
     styles = getSampleStyleSheet()
     body = styles["BodyText"].clone("Body", fontSize=11, leading=15)
     cell = styles["BodyText"].clone("Cell", fontSize=9, leading=11, spaceBefore=0)
@@ -61,7 +65,10 @@ def build_pdf(blocks: list[Block], target: Path) -> None:
     for block in blocks:
         if block.rows:
             rows = [[Paragraph(escape(value), cell) for value in row] for row in block.rows]
-            grid = [("GRID", (0, 0), (-1, -1), 0.4, colors.grey), ("BACKGROUND", (0, 0), (-1, 0), colors.whitesmoke)]
+            grid = [
+                ("GRID", (0, 0), (-1, -1), 0.4, colors.grey),
+                ("BACKGROUND", (0, 0), (-1, 0), colors.whitesmoke),
+            ]
             story += [Spacer(1, 4), Table(rows, repeatRows=1, style=grid), Spacer(1, 8)]
         elif block.level:
             story.append(Paragraph(escape(block.text), styles[f"Heading{block.level}"]))
@@ -75,6 +82,7 @@ def build_pdf(blocks: list[Block], target: Path) -> None:
 
 
 def build_docx(blocks: list[Block], target: Path) -> None:
+    """Write the blocks as DOCX, with the archive's times fixed."""
     document = Document()
     properties = document.core_properties
     properties.title, properties.author = blocks[0].text, AUTHOR
@@ -91,12 +99,20 @@ def build_docx(blocks: list[Block], target: Path) -> None:
             document.add_paragraph(block.text)
     buffer = BytesIO()
     document.save(buffer)
-    with zipfile.ZipFile(buffer) as built, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as fixed:
+    with (
+        zipfile.ZipFile(buffer) as built,
+        zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as fixed,
+    ):
         for name in built.namelist():
-            fixed.writestr(zipfile.ZipInfo(name, FIXED_TIME.timetuple()[:6]), built.read(name), zipfile.ZIP_DEFLATED)
+            fixed.writestr(
+                zipfile.ZipInfo(name, FIXED_TIME.timetuple()[:6]),
+                built.read(name),
+                zipfile.ZIP_DEFLATED,
+            )
 
 
 def main() -> None:
+    """Build every document that has a source."""
     for source in sorted(SOURCES.rglob("*.md")):
         target = CORPUS / source.relative_to(SOURCES).with_suffix("")
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -43,6 +43,11 @@ class InferenceConfig(Section):
     abstain_above: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Abstain when the model's own abstention probability exceeds this; 1 leaves the choice to
     greedy decoding."""
+    condense: Literal["off", "previous", "model"] = "previous"
+    """What a follow-up question is searched with: itself, itself after the user's previous turn,
+    or a version that the model rewrote to stand alone."""
+    history_turns: Annotated[int, Field(ge=0, le=100)] = 4
+    """Most earlier questions and answers shown to the model."""
     follow: str = ""
     """Feature store tag to read at (for example ``validated``); empty follows the newest."""
     log: bool = True

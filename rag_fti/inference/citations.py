@@ -1,0 +1,130 @@
+"""From what a model wrote to what a reader is shown: markers, citations, abstention."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rag_fti import prompts
+from rag_fti.alignment import Alignment, align
+from rag_fti.schemas import Citation, Hit
+
+_MARKED = re.compile(r"\s*\[(\d{1,3})\]")
+_MARKER_RUN = re.compile(r"(?:\s*\[\d{1,3}\])+")
+_LEADING = re.compile(r"^[\s.,;:!?]+")
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A reply as it is shown."""
+
+    text: str
+    abstained: bool
+    citations: tuple[Citation, ...]
+
+
+ABSTAINED = Settled(text=prompts.ABSTENTION, abstained=True, citations=())
+
+
+def settle(reply: str, hits: Sequence[Hit], *, restore: bool) -> Settled:
+    """A model's reply with everything in it tied to what was retrieved.
+
+    Markers of passages that were not in the prompt are dropped. A sentence that stands in a
+    passage it cites, up to case, accents and spaces, is tied to the exact characters; any other
+    to the whole chunk. An answer without markers that stands verbatim in one passage gets that
+    passage's marker.
+
+    Args:
+        reply: The model's text.
+        hits: The passages of the prompt, in marker order.
+        restore: Show such a sentence in the words of its passage (for models whose tokenizer
+            changes case or accents).
+    """
+    text = drop_unknown_markers(reply, known=len(hits)).strip()
+    if not prompts.without_markers(text) or is_abstention_start(text):
+        return ABSTAINED
+    abstained = prompts.is_abstention(text)
+    if not prompts.cited_numbers(text) and not abstained:
+        text = _with_found_marker(text, hits)
+    spans: dict[int, tuple[Hit, Alignment | None]] = {}
+    pieces = []
+    position = 0
+    for run in _MARKER_RUN.finditer(text):
+        segment = text[position : run.start()]
+        found = _align_segment(segment, run.group(), hits, spans)
+        pieces.append(_replaced(segment, found) if restore and found is not None else segment)
+        pieces.append(run.group())
+        position = run.end()
+    pieces.append(text[position:])
+    citations = tuple(_citation(number, hit, span) for number, (hit, span) in spans.items())
+    return Settled(text="".join(pieces).strip(), abstained=abstained, citations=citations)
+
+
+def drop_unknown_markers(text: str, *, known: int) -> str:
+    """``text`` without markers of passages that do not exist."""
+    before = None
+    while text != before:  # what is left of [[9]9] must not be a marker either
+        before = text
+        text = _MARKED.sub(
+            lambda match: match.group() if 1 <= int(match.group(1)) <= known else "", text
+        )
+    return text
+
+
+def is_abstention_start(text: str) -> bool:
+    """Whether a reply begins with the abstention text."""
+    return text.lstrip().casefold().startswith(prompts.ABSTENTION.rstrip(".").casefold())
+
+
+def found_marker(text: str, hits: Sequence[Hit]) -> str:
+    """The marker of the first passage that holds ``text`` verbatim, or an empty string."""
+    for number, hit in enumerate(hits, start=1):
+        if align(text, hit.text) is not None:
+            return prompts.marker(number)
+    return ""
+
+
+def _with_found_marker(text: str, hits: Sequence[Hit]) -> str:
+    marker = found_marker(_LEADING.sub("", text), hits)
+    return f"{text} {marker}" if marker else text
+
+
+def _align_segment(
+    segment: str, run: str, hits: Sequence[Hit], spans: dict[int, tuple[Hit, Alignment | None]]
+) -> Alignment | None:
+    """Note the span of each passage in a run of markers; return the first one found."""
+    words = _LEADING.sub("", segment).strip()
+    first: Alignment | None = None
+    for number in prompts.cited_numbers(run):
+        hit = hits[number - 1]
+        found = align(words, hit.text) if words else None
+        first = first or found
+        if number not in spans or (spans[number][1] is None and found is not None):
+            spans[number] = (hit, found)
+    return first
+
+
+def _replaced(segment: str, found: Alignment) -> str:
+    leading = _LEADING.match(segment)
+    return (leading.group() if leading else "") + found.text
+
+
+def _citation(number: int, hit: Hit, span: Alignment | None) -> Citation:
+    start, end, text = hit.start, hit.end, hit.text
+    if span is not None:
+        start, end, text = hit.start + span.start, hit.start + span.end, span.text
+    return Citation(
+        marker=number,
+        chunk_id=hit.chunk_id,
+        document_id=hit.document_id,
+        document_version=hit.document_version,
+        source=hit.source,
+        title=hit.title,
+        heading=hit.heading,
+        page=hit.page,
+        start=start,
+        end=end,
+        text=text,
+        score=hit.score,
+    )

@@ -1,0 +1,71 @@
+"""Several turns of talk, and the one question to search with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rag_fti import prompts
+from rag_fti.protocols import GenerationRequest, Generator, Message
+
+CONDENSED_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Condensed:
+    """What to search with and what to ask."""
+
+    query: str
+    """Text for retrieval."""
+    question: str
+    """Text for the prompt."""
+    history: tuple[Message, ...]
+    """Earlier turns that stay in the prompt."""
+
+
+def condense(
+    question: str,
+    history: Sequence[Message],
+    *,
+    mode: str,
+    generator: Generator,
+) -> Condensed:
+    """Make a follow-up question findable.
+
+    Args:
+        question: The user's last message.
+        history: Earlier user and assistant turns, oldest first.
+        mode: ``off`` searches with the question alone; ``previous`` puts the user's previous
+            turn before it; ``model`` lets the generator rewrite it to stand alone.
+        generator: Used with mode ``model``.
+    """
+    turns = tuple(history)
+    earlier = [turn["content"] for turn in turns if turn["role"] == "user"]
+    if not earlier or mode == "off":
+        return Condensed(question, question, turns)
+    if mode == "previous":
+        return Condensed(f"{earlier[-1].strip()}\n{question}", question, turns)
+    request = GenerationRequest(
+        messages=tuple(prompts.condense_messages(question, turns)), max_tokens=CONDENSED_TOKENS
+    )
+    rewritten = generator.generate([request])[0].text.strip() or question
+    return Condensed(rewritten, rewritten, ())
+
+
+def recent(
+    history: Sequence[Message],
+    *,
+    turns: int,
+    fits: Callable[[Sequence[Message]], bool],
+) -> tuple[Message, ...]:
+    """The last turns that fit, oldest first, beginning with a user's turn.
+
+    Args:
+        history: All earlier turns.
+        turns: Most question and answer pairs.
+        fits: Whether a history leaves enough room in the prompt.
+    """
+    kept = list(history)[-2 * turns :] if turns else []
+    while kept and (kept[0]["role"] != "user" or not fits(kept)):
+        kept.pop(0)
+    return tuple(kept)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rag_fti import prompts
+from rag_fti.inference.citations import settle
+from rag_fti.inference.streaming import AnswerStream
+from rag_fti.schemas import Hit
+from tests.retrieval.hits import hit
+
+DOCUMENT = "Ada keeps the key.  The Éclair leaves\nat nine. Nobody knows why."
+
+
+def passage(name: str, start: int, end: int) -> Hit:
+    return replace(hit(name, 0.5), start=start, end=end, text=DOCUMENT[start:end])
+
+
+HITS = [passage("a", 0, 20), passage("b", 20, len(DOCUMENT))]
+
+
+def test_a_verbatim_answer_is_tied_to_its_characters() -> None:
+    settled = settle("leaves\nat nine [2]", HITS, restore=False)
+    (citation,) = settled.citations
+    assert settled.text == "leaves\nat nine [2]"
+    assert (citation.marker, citation.chunk_id) == (2, "b")
+    assert DOCUMENT[citation.start : citation.end] == citation.text == "leaves\nat nine"
+
+
+def test_a_model_without_case_gets_the_words_of_the_passage() -> None:
+    settled = settle("the eclair leaves at nine [2]", HITS, restore=True)
+    assert settled.text == "The Éclair leaves\nat nine [2]"
+    assert settled.citations[0].text == "The Éclair leaves\nat nine"
+    assert settle("the eclair leaves at nine [2]", HITS, restore=False).text.startswith("the e")
+
+
+def test_own_words_cite_the_whole_chunk() -> None:
+    (citation,) = settle("It goes in the morning [2].", HITS, restore=False).citations
+    assert (citation.start, citation.end, citation.text) == (20, len(DOCUMENT), HITS[1].text)
+
+
+def test_markers_of_passages_that_were_not_there_are_dropped() -> None:
+    settled = settle("Ada [7] keeps the key [1] [0] [99].", HITS, restore=False)
+    assert settled.text == "Ada keeps the key [1]."
+    assert [c.marker for c in settled.citations] == [1]
+
+
+def test_several_sentences_each_with_their_own_passage() -> None:
+    settled = settle("Ada keeps the key [1]. Nobody knows why [2][1].", HITS, restore=False)
+    assert {c.marker: c.text for c in settled.citations} == {
+        1: "Ada keeps the key",
+        2: "Nobody knows why",
+    }
+
+
+def test_a_verbatim_answer_without_a_marker_gets_one() -> None:
+    settled = settle("Nobody knows why.", HITS, restore=False)
+    assert settled.text == "Nobody knows why. [2]"
+    assert settled.citations[0].text == "Nobody knows why."
+    assert settle("Something else", HITS, restore=False).citations == ()
+
+
+def test_abstention_has_one_wording_and_no_citation() -> None:
+    for reply in (
+        "the documents do not answer this question",
+        prompts.ABSTENTION + " [1]",
+        "",
+        " [1]",
+    ):
+        settled = settle(reply, HITS, restore=False)
+        assert (settled.text, settled.abstained) == (prompts.ABSTENTION, True)
+        assert settled.citations == ()
+
+
+WORDS = ["Ada", " keeps", " the key", ".", " ", "\n", "[", "1", "]", "[1]", " [2]", "[9", "[12]"]
+START = ["The", " documents do", " not answer this question", "é", "1]", "the documents", " [34]"]
+PIECES = st.lists(st.sampled_from([*WORDS, *START]), max_size=12)
+
+
+@settings(max_examples=400, deadline=None)
+@given(PIECES, st.booleans())
+def test_what_is_shown_while_writing_adds_up_to_the_answer(
+    pieces: list[str], abstain: bool
+) -> None:
+    if abstain:
+        pieces = ["The documents do", " not answer this question", ".", *pieces]
+    shown = AnswerStream(known=2)
+    text = "".join(shown.push(piece) for piece in pieces)
+    settled = settle("".join(pieces), HITS, restore=False)
+    text += "".join(shown.finish(settled.text))
+    assert text == settled.text
+    assert set(prompts.cited_numbers(text)) <= {1, 2}
+    for citation in settled.citations:
+        assert DOCUMENT[citation.start : citation.end] == citation.text

@@ -61,7 +61,7 @@ class TrainingConfig(Section):
     auto_batch_size: bool = False
     """Halve ``micro_batch_size`` until a step fits into memory."""
     max_tokens: Annotated[int, Field(ge=64, le=1_000_000)] = 2048
-    """Longest example; longer ones are left out and counted."""
+    """Longest example, and longest packed row; longer examples are left out and counted."""
     packing: bool = True
     """Put several examples into one row without letting them see one another, where the model
     supports it."""
@@ -85,5 +85,7 @@ class TrainingConfig(Section):
     """Seed of everything random."""
     merge: bool = False
     """Also store merged full weights."""
+    samples: Annotated[int, Field(ge=0, le=100)] = 4
+    """Validation questions that are answered before and after, for the report."""
     trackers: tuple[Literal["tensorboard", "mlflow"], ...] = ()
     """Experiment trackers to report to."""

@@ -1,0 +1,431 @@
+"""The training pipeline: one dataset version and one base model become one registry version.
+
+Runs with the ``train`` extra alone: no feature store, no embedder, no network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rag_fti import contracts, ids, prompts
+from rag_fti.config import Settings
+from rag_fti.contracts import Check, Contract, ContractRun, Outcome
+from rag_fti.datasets import SPLITS, DatasetVersion, open_dataset
+from rag_fti.errors import ContractViolation, DatasetError, IncompatibleArtifact
+from rag_fti.progress import Progress, Silent
+from rag_fti.registry import ModelVersion, Registry
+from rag_fti.schemas import field_table, instructions_schema
+
+if TYPE_CHECKING:
+    from rag_fti.models.causal import BaseModel
+    from rag_fti.training.job import JobOptions, JobResult
+
+PIPELINE = "training"
+
+
+def _finite_loss(facts: Mapping[str, Any]) -> Outcome:
+    value = facts["last_loss"]
+    ok = value is not None and value == value and abs(value) != float("inf")
+    return Outcome(ok, value, "a finite number")
+
+
+CONTRACT = Contract(
+    pipeline=PIPELINE,
+    purpose="Fine-tune a base model on one dataset version and publish it as a registry version.",
+    inputs={
+        "dataset": field_table(instructions_schema()),
+        "base_model": "directory or hub id of a causal language model with safetensors weights",
+    },
+    outputs={
+        "registry version": "PEFT adapter, tokenizer, chat template, card, metrics.json, "
+        "contract.json, report.md, loss.png, manifest.json written last",
+        "alias": "challenger",
+    },
+    preconditions=(
+        Check(
+            "dataset intact",
+            "every file of the dataset has the digest its manifest states",
+            contracts.is_true("dataset_intact"),
+            "Build the dataset again, or copy it again.",
+        ),
+        Check(
+            "rows to train on",
+            "the training split has at least one row",
+            contracts.at_least("train_rows", 1),
+            "Build a dataset with more documents or generators.",
+        ),
+        Check(
+            "no leakage",
+            "train, validation and test share no document group",
+            contracts.equals("shared_groups", 0),
+            "Build the dataset again.",
+        ),
+        Check(
+            "same prompts",
+            "prompts render for this base model as they did when the dataset was built",
+            contracts.is_true("prompts_match"),
+            "Build the dataset with the same training.base_model, or train the one it was built "
+            "for.",
+        ),
+    ),
+    invariants=(
+        Check(
+            "loss is a number",
+            "no step had a loss that is NaN or infinite",
+            _finite_loss,
+            "Lower training.learning_rate.",
+        ),
+    ),
+    postconditions=(
+        Check(
+            "adapter written",
+            "the adapter's weights and configuration are on disk",
+            contracts.is_true("adapter_written"),
+        ),
+        Check(
+            "something was learnt",
+            "the validation loss kept is not above the first training loss",
+            contracts.is_true("learnt"),
+            "Look at the loss curve: lower training.learning_rate or train longer.",
+        ),
+    ),
+    service_levels=(
+        Check("duration", "a run takes at most a day", contracts.at_most("seconds", 86_400)),
+        Check(
+            "rows used",
+            "at most 5 % of the rows are too long",
+            contracts.at_most("too_long_share", 0.05),
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What a run did."""
+
+    run_id: str
+    model: str
+    version: int | None
+    """None for a dry run, and in all but the first process of a distributed run."""
+    dataset: str
+    metrics: dict[str, Any]
+    seconds: float
+    tokens_per_second: float
+    contract: dict[str, Any]
+    path: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The promised keys of ``train --json``."""
+        return {
+            "run_id": self.run_id,
+            "model": self.model,
+            "version": self.version,
+            "dataset": self.dataset,
+            "metrics": self.metrics,
+            "seconds": self.seconds,
+            "tokens_per_second": self.tokens_per_second,
+            "contract": self.contract,
+            "path": self.path,
+        }
+
+
+def run(
+    settings: Settings,
+    *,
+    resume: bool = False,
+    reuse: bool = False,
+    progress: Progress = Silent(),  # noqa: B008 - it has no state
+    dry_run: bool = False,
+) -> TrainingSummary:
+    """Run the pipeline.
+
+    Args:
+        settings: All settings; ``training`` and ``storage`` count.
+        resume: Go on from the last complete checkpoint of the same dataset, base model and
+            hyperparameters.
+        reuse: When the registry has a version made from just these inputs, return that one.
+        progress: Receives progress.
+        dry_run: Check the preconditions and say what would be trained.
+
+    Raises:
+        ContractViolation: If a check fails; nothing is published then.
+        TrainingError: If the run fails.
+        DatasetError: If there is no such dataset.
+        ModelNotFound: If there is no such base model.
+    """
+    from rag_fti.models.causal import load_tokenizer, resolve_base_model
+
+    config = settings.training
+    run_id = contracts.new_run_id(PIPELINE)
+    dataset = open_dataset(settings.storage.datasets_uri, config.dataset)
+    base = resolve_base_model(config.base_model, revision=config.revision)
+    work = _work_directory(settings, dataset, base)
+    report_path = settings.storage.reports / PIPELINE / f"{run_id}.json"
+    if not _first_process():
+        report_path = work.parent / "other-processes" / f"{run_id}.json"
+    contract = ContractRun(CONTRACT, run_id=run_id, report_path=report_path)
+    registry = Registry.open(settings.storage.registry_uri)
+    _require(contract, dataset, load_tokenizer(base.location).chat_template)
+    if reuse and (known := _same_run(registry, config.model_name, work.name)):
+        report = contract.finish({"too_long_share": 0.0})
+        metrics = dict(known.manifest["metrics"])
+        return TrainingSummary(
+            run_id, config.model_name, known.version, dataset.ref, metrics, report.seconds,
+            metrics["tokens_per_second"], report.summary(report_path), str(known.path),
+        )  # fmt: skip
+    if dry_run:
+        report = contract.finish({"too_long_share": 0.0})
+        counts = {f"{split}_rows": rows for split, rows in dataset.manifest["splits"].items()}
+        return TrainingSummary(
+            run_id, config.model_name, None, dataset.ref, counts, 0.0, 0.0,
+            report.summary(report_path),
+        )  # fmt: skip
+
+    from rag_fti.training.job import run_job
+
+    progress.note(f"training {config.base_model} on {dataset.ref} ({work.name})")
+    result = run_job(
+        base.location,
+        dataset.rows("train").to_pylist(),
+        dataset.rows("validation").to_pylist(),
+        options=job_options(settings),
+        work=work,
+        resume=resume,
+        progress=progress,
+    )
+    metrics = result.metrics
+    rows = metrics["train_examples"] + metrics["validation_examples"]
+    facts = {
+        "last_loss": metrics["train_loss_last"],
+        "too_long_share": metrics["too_long"] / max(1, rows + metrics["too_long"]),
+        "learnt": metrics["validation_loss"] is None
+        or metrics["validation_loss"] <= metrics["train_loss_first"] * 1.05 + 0.05,
+    }
+    contract.hold(facts)
+    if not _first_process():
+        report = contract.finish(facts)
+        return _summary(run_id, settings, None, dataset, result, report, report_path, "")
+
+    from rag_fti.training.saving import save_adapter, save_merged
+
+    staged = work / "model"
+    shutil.rmtree(staged, ignore_errors=True)
+    save_adapter(
+        result.model,
+        result.tokenizer,
+        staged,
+        base_reference=base.reference,
+        revision=base.revision,
+    )
+    facts["adapter_written"] = (staged / "adapter_model.safetensors").is_file() and (
+        staged / "adapter_config.json"
+    ).is_file()
+    contract.ensure(facts)
+    report = contract.finish(facts)
+    _write_papers(staged, settings, dataset, base, result, report.to_dict())
+    if config.merge:
+        save_merged(result.model, result.tokenizer, staged / "merged")
+    manifest = {**_manifest(settings, dataset, base, result), "run": work.name, "run_id": run_id}
+    version = registry.publish(config.model_name, staged, manifest)
+    registry.set_alias(
+        config.model_name,
+        "challenger",
+        version.version,
+        why=f"trained on {dataset.ref} by {run_id}",
+        report=str(report_path),
+    )
+    shutil.rmtree(staged)
+    return _summary(
+        run_id, settings, version.version, dataset, result, report, report_path, str(version.path)
+    )
+
+
+def job_options(settings: Settings) -> JobOptions:
+    """The training section as the library takes it."""
+    from rag_fti.training.job import JobOptions, LoraOptions
+
+    config = settings.training
+    shared = {
+        name: getattr(config, name)
+        for name in JobOptions.__dataclass_fields__
+        if name not in ("lora",)
+    }
+    return JobOptions(lora=LoraOptions(**config.lora.model_dump()), **shared)
+
+
+def _require(contract: ContractRun, dataset: DatasetVersion, chat_template: str | None) -> None:
+    facts = _input_facts(dataset, chat_template)
+    try:
+        contract.require(facts)
+    except ContractViolation as error:
+        if facts["dataset_intact"] and not facts["prompts_match"]:
+            raise IncompatibleArtifact(
+                f"Dataset {dataset.ref} was built for other prompts than this base model and "
+                "release render (chat template, prompt text or retrieval settings differ).",
+                next_step="Build the dataset again with the same training.base_model: "
+                "rag-fti dataset build training.base_model=…",
+            ) from error
+        raise
+
+
+def _input_facts(dataset: DatasetVersion, chat_template: str | None) -> dict[str, Any]:
+    manifest = dataset.manifest
+    try:
+        dataset.verify()
+    except DatasetError:
+        return {
+            "dataset_intact": False,
+            "train_rows": 0,
+            "shared_groups": 0,
+            "prompts_match": False,
+        }
+    groups = [set(dataset.rows(split).column("group").to_pylist()) for split in SPLITS]
+    shared = len(groups[0] & groups[1]) + len(groups[0] & groups[2]) + len(groups[1] & groups[2])
+    digest = prompts.prompt_digest(chat_template, manifest["retrieval"])
+    return {
+        "dataset_intact": True,
+        "train_rows": manifest["splits"]["train"],
+        "shared_groups": shared,
+        "prompts_match": digest == manifest["prompt_digest"],
+    }
+
+
+def _same_run(registry: Registry, name: str, run: str) -> ModelVersion | None:
+    found = [v for v in registry.versions(name) if v.manifest.get("run") == run]
+    return found[-1] if found else None
+
+
+def _work_directory(settings: Settings, dataset: DatasetVersion, base: BaseModel) -> Path:
+    """Checkpoints of the same data, weights and hyperparameters share a directory."""
+    hyperparameters = settings.training.model_dump(
+        mode="json", exclude={"dataset", "checkpoint_minutes", "trackers", "device", "merge"}
+    )
+    key = ids.digest_json([dataset.ref, base.weights_digest, hyperparameters])
+    return settings.storage.root / "training" / f"{settings.training.model_name}-{key[:12]}"
+
+
+def _manifest(
+    settings: Settings, dataset: DatasetVersion, base: BaseModel, result: JobResult
+) -> dict[str, Any]:
+    origin = dataset.manifest
+    return {
+        "base_model": base.to_dict(),
+        "dataset": dataset.ref,
+        "dataset_manifest_digest": dataset.manifest_digest,
+        "snapshot": origin["snapshot"],
+        "prompt_digest": origin["prompt_digest"],
+        "retrieval": origin["retrieval"],
+        "embedder": origin["embedder"],
+        "chunker_digest": origin["chunker_digest"],
+        "training": {
+            **settings.training.model_dump(mode="json"),
+            "dataset": dataset.ref,
+            "switches": result.switches,
+        },
+        "metrics": result.metrics,
+    }
+
+
+def _write_papers(
+    folder: Path,
+    settings: Settings,
+    dataset: DatasetVersion,
+    base: BaseModel,
+    result: JobResult,
+    contract_report: Mapping[str, Any],
+) -> None:
+    """Card, report, curve and figures beside the weights."""
+    from rag_fti.training.reporting import draw_losses, licence_of, render_card, render_report
+
+    config = settings.training
+    facts = {
+        "base model": f"{base.reference} {base.revision}".strip(),
+        "base weights": base.weights_digest[:16],
+        "dataset": dataset.ref,
+        "LoRA": f"rank {config.lora.rank}, alpha {config.lora.alpha:g}, {config.lora.targets}",
+        "seed": config.seed,
+    }
+    title = f"{config.model_name} on {dataset.ref}"
+    draw_losses(
+        folder / "loss.png",
+        train=result.fit.losses(),
+        validation=result.fit.validation_losses(),
+        best_step=result.fit.best_step,
+    )
+    shown = {key: value for key, value in result.metrics.items() if value is not None}
+    (folder / "report.md").write_text(
+        render_report(
+            title=title,
+            facts=facts,
+            metrics=shown,
+            switches=result.switches,
+            samples=result.samples,
+            dataset={"rows": dataset.manifest["splits"], **_counts(dataset)},
+        ),
+        encoding="utf-8",
+    )
+    (folder / "README.md").write_text(
+        render_card(
+            name=config.model_name,
+            base_model=base.reference,
+            dataset=dataset.ref,
+            licence=licence_of(base.location),
+            metrics={"validation loss": result.metrics["validation_loss"]},
+            facts=facts,
+        ),
+        encoding="utf-8",
+    )
+    for name, value in (
+        ("metrics.json", result.metrics),
+        ("contract.json", dict(contract_report)),
+        ("losses.json", result.fit.history),
+    ):
+        (folder / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def _counts(dataset: DatasetVersion) -> dict[str, Any]:
+    return {
+        key: dataset.manifest[key] for key in ("generators", "filters") if key in dataset.manifest
+    }
+
+
+def _summary(
+    run_id: str,
+    settings: Settings,
+    version: int | None,
+    dataset: DatasetVersion,
+    result: JobResult,
+    report: contracts.ContractReport,
+    report_path: Path,
+    path: str,
+) -> TrainingSummary:
+    return TrainingSummary(
+        run_id=run_id,
+        model=settings.training.model_name,
+        version=version,
+        dataset=dataset.ref,
+        metrics=result.metrics,
+        seconds=report.seconds,
+        tokens_per_second=result.metrics["tokens_per_second"],
+        contract=report.summary(report_path),
+        path=path,
+    )
+
+
+def _first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+if __name__ == "__main__":
+    import sys
+
+    from pipelines.cli import app
+
+    app(["train", *sys.argv[1:]])

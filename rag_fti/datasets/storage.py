@@ -1,0 +1,260 @@
+"""Reading and writing dataset versions.
+
+``<root>/<name>/<version>/`` holds one parquet file per split, a card and ``manifest.json``. A
+version is built under a hidden name and renamed into place, so it is there as a whole or not at
+all; its name is a hash of its rows and of what they were made from, so the same inputs give the
+same version and building again changes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rag_fti import ids
+from rag_fti.errors import DatasetError
+from rag_fti.files import write_bytes_atomic, write_json_atomic
+from rag_fti.schemas import SCHEMA_VERSION
+
+SPLITS = ("train", "validation", "test")
+PREFERENCES = "preferences"
+MANIFEST = "manifest.json"
+VERSION_LENGTH = 12
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+_URI = re.compile(r"^[a-z][a-z0-9+.-]*://")
+
+
+@dataclass(frozen=True)
+class DatasetVersion:
+    """A complete version."""
+
+    name: str
+    version: str
+    """The first hex digits of the content hash."""
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def ref(self) -> str:
+        """``name@version``."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def manifest_digest(self) -> str:
+        """Digest of the manifest as canonical JSON; models record it."""
+        return ids.digest_json(dict(self.manifest))
+
+    def rows(self, split: str) -> pa.Table:
+        """The rows of one split (schema :func:`rag_fti.schemas.instructions_schema`).
+
+        Raises:
+            DatasetError: If the split is missing or unreadable.
+        """
+        path = self.path / f"{split}.parquet"
+        try:
+            return pq.read_table(path)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DatasetError(f"Cannot read {path}: {error}.") from error
+
+    def has(self, split: str) -> bool:
+        """Whether there is a file for this split (``preferences`` is optional)."""
+        return f"{split}.parquet" in self.manifest["files"]
+
+    def verify(self) -> None:
+        """Check every file against its digest in the manifest.
+
+        Raises:
+            DatasetError: If one is missing or changed.
+        """
+        for name, entry in self.manifest["files"].items():
+            path = self.path / name
+            if not path.is_file() or ids.digest_file(path) != entry["sha256"]:
+                raise DatasetError(
+                    f"{path} is {'missing' if not path.is_file() else 'not what was written'}.",
+                    next_step="Build the dataset again, or copy it again from its source.",
+                )
+
+
+def datasets_directory(root: str | Path) -> Path:
+    """The directory behind a datasets root.
+
+    Raises:
+        DatasetError: For object-store URIs.
+    """
+    text = str(root)
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    if _URI.match(text):
+        raise DatasetError(
+            f"Datasets cannot be kept at {text}: versions need a file system's atomic rename.",
+            next_step="Mount the bucket, or set storage.datasets to a directory.",
+        )
+    return Path(text)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a version directory.
+
+    Raises:
+        DatasetError: If it is missing (the version is incomplete) or damaged.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"{path} has no {MANIFEST}, so it is no complete dataset version."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"Cannot read {path / MANIFEST}: {error}.") from error
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise DatasetError(
+            f"{path} has schema version {manifest.get('schema_version')}, this release reads "
+            f"{SCHEMA_VERSION}.",
+            next_step="Build the dataset again with this release.",
+        )
+    return dict(manifest)
+
+
+def dataset_versions(root: str | Path, name: str = "") -> list[DatasetVersion]:
+    """Complete versions, oldest first; of all names when ``name`` is empty."""
+    directory = datasets_directory(root)
+    found = []
+    for path in sorted(directory.glob(f"{name or '*'}/*/{MANIFEST}")):
+        folder = path.parent
+        if not folder.name.startswith("."):
+            found.append(
+                DatasetVersion(folder.parent.name, folder.name, folder, read_manifest(folder))
+            )
+    return sorted(found, key=lambda v: (v.manifest["created_at"], v.ref))
+
+
+def open_dataset(root: str | Path, ref: str) -> DatasetVersion:
+    """The version that ``name@version`` or ``name@latest`` means, or that lies in a directory.
+
+    Args:
+        root: Datasets root.
+        ref: Reference, or the path of a version directory (as in a training bundle).
+
+    Raises:
+        DatasetError: If there is none.
+    """
+    name, separator, version = ref.rpartition("@")
+    if not separator or not _NAME.match(name):
+        path = Path(ref)
+        if (path / MANIFEST).is_file():
+            manifest = read_manifest(path)
+            return DatasetVersion(manifest["name"], manifest["version"], path, manifest)
+        raise DatasetError(
+            f"{ref!r} is neither a dataset reference nor a dataset directory.",
+            next_step="Write name@version or name@latest.",
+        )
+    known = dataset_versions(root, name)
+    fitting = known if version == "latest" else [v for v in known if v.version == version]
+    if not fitting:
+        versions = ", ".join(v.version for v in known) or "none"
+        raise DatasetError(
+            f"There is no dataset {ref} under {root}; versions of {name!r} there: {versions}.",
+            next_step="Build one: rag-fti dataset build.",
+        )
+    return fitting[-1]
+
+
+def content_version(splits: Mapping[str, pa.Table], origin: Mapping[str, Any]) -> str:
+    """The version name of these rows made from this origin."""
+    rows = {name: ids.digest_json(table.to_pylist()) for name, table in splits.items()}
+    return ids.digest_json({"rows": rows, "origin": dict(origin)})[:VERSION_LENGTH]
+
+
+def write_dataset(
+    root: str | Path,
+    name: str,
+    splits: Mapping[str, pa.Table],
+    *,
+    origin: Mapping[str, Any],
+    details: Mapping[str, Any],
+    card: str,
+    extra_files: Mapping[str, Any] | None = None,
+) -> DatasetVersion:
+    """Write a version, or find that it is there already.
+
+    Args:
+        root: Datasets root.
+        name: Dataset name.
+        splits: Rows of ``train``, ``validation``, ``test`` and perhaps ``preferences``.
+        origin: What the rows were made from (snapshot, digests, settings); part of the version.
+        details: Further manifest entries (counts); not part of the version.
+        card: Dataset card; ``{version}`` in it is replaced.
+        extra_files: File names to JSON values that are written beside the manifest and are no
+            part of the version (contract report).
+
+    Raises:
+        DatasetError: If it cannot be written.
+    """
+    if not _NAME.match(name):
+        raise DatasetError(f"{name!r} cannot be a dataset name.")
+    version = content_version(splits, origin)
+    folder = datasets_directory(root) / name
+    target = folder / version
+    if (target / MANIFEST).is_file():
+        return DatasetVersion(name, version, target, read_manifest(target))
+    staged = folder / f".{version}-{os.getpid()}-{os.urandom(4).hex()}"
+    try:
+        staged.mkdir(parents=True)
+        for split, table in splits.items():
+            _write_parquet(staged / f"{split}.parquet", table)
+        write_bytes_atomic(staged / "README.md", card.replace("{version}", version).encode())
+        files = {
+            path.name: {"sha256": ids.digest_file(path), "bytes": path.stat().st_size}
+            for path in sorted(staged.iterdir())
+        }
+        for file, value in (extra_files or {}).items():
+            write_json_atomic(staged / file, value)
+        manifest = {
+            "schema_version": SCHEMA_VERSION,
+            "name": name,
+            "version": version,
+            "created_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            **origin,
+            "splits": {split: table.num_rows for split, table in splits.items()},
+            **details,
+            "files": files,
+        }
+        write_json_atomic(staged / MANIFEST, manifest)
+        _rename(staged, target)
+    except OSError as error:
+        raise DatasetError(f"Cannot write the dataset into {folder}: {error}.") from error
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return DatasetVersion(name, version, target, read_manifest(target))
+
+
+def _rename(staged: Path, target: Path) -> None:
+    try:
+        staged.rename(target)
+    except OSError as error:
+        # Somebody else built the same content at the same time: theirs is as good.
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    handle = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_parquet(path: Path, table: pa.Table) -> None:
+    with path.open("wb") as stream:
+        pq.write_table(table, stream, compression="zstd")
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -1,0 +1,99 @@
+"""Low-rank adapters on a frozen base model."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from rag_fti.errors import ConfigError
+
+
+def add_adapter(
+    model: Any,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: str | tuple[str, ...],
+    dora: bool,
+    rslora: bool,
+    quantized: bool,
+    gradient_checkpointing: bool,
+) -> Any:
+    """Wrap a base model so that only low-rank updates are trained.
+
+    Args:
+        model: The base model.
+        rank: Rank of the update.
+        alpha: Scale; the update is multiplied by ``alpha / rank`` (``alpha / sqrt(rank)`` with
+            ``rslora``).
+        dropout: Dropout on the adapter's input.
+        targets: ``all-linear`` or names of modules.
+        dora: Weight-decomposed variant.
+        rslora: Rank-stabilised scale.
+        quantized: The base model is in 4 bit.
+        gradient_checkpointing: Recompute activations in the backward pass.
+
+    Raises:
+        ConfigError: If no module has one of these names.
+    """
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        use_dora=dora,
+        use_rslora=rslora,
+    )
+    if quantized:
+        model = prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=gradient_checkpointing
+        )
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise ConfigError(
+            f"training.lora does not fit the base model: {error}",
+            next_step="Set training.lora.targets to all-linear.",
+        ) from error
+    if gradient_checkpointing:
+        adapted.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False}
+        )
+        adapted.enable_input_require_grads()
+    return adapted
+
+
+def quantization(kind: str, *, device: str) -> Any:
+    """The transformers quantization config, or None.
+
+    Raises:
+        ConfigError: If this machine cannot quantize.
+    """
+    if kind == "none":
+        return None
+    if device != "cuda" or find_spec("bitsandbytes") is None:
+        have = "no CUDA GPU" if device != "cuda" else "no bitsandbytes"
+        raise ConfigError(
+            f"training.quantize={kind} needs bitsandbytes and a CUDA GPU; there is {have}.",
+            next_step="pip install bitsandbytes on a GPU machine, or set training.quantize=none.",
+        )
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def parameter_counts(model: Any) -> tuple[int, int]:
+    """Trainable and total parameters."""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trainable, sum(p.numel() for p in model.parameters())

@@ -1,0 +1,316 @@
+"""One fine-tune on this machine: load, prepare, fit within memory, measure."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rag_fti.errors import ConfigError, TrainingError
+from rag_fti.models.causal import load_causal_lm, load_tokenizer
+from rag_fti.models.hardware import pick_device, pick_dtype
+from rag_fti.progress import Progress
+from rag_fti.training.adapter import add_adapter, parameter_counts, quantization
+from rag_fti.training.examples import EncodedRows, encode_rows, end_token
+from rag_fti.training.fitting import FitOptions, FitResult, OutOfMemory, fit
+from rag_fti.training.preparing import PreparedRun, describe, prepare
+from rag_fti.training.probing import Capabilities, probe
+from rag_fti.training.reporting import Sample
+from rag_fti.training.samples import generate_samples, sample_rows
+from rag_fti.training.throughput import (
+    device_name,
+    flops_per_token,
+    peak_flops,
+    peak_memory_bytes,
+)
+
+logger = logging.getLogger(__name__)
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """See :func:`rag_fti.training.adapter.add_adapter`."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+    dora: bool = False
+    rslora: bool = False
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """Hyperparameters and switches; meanings and ranges as in the configuration."""
+
+    lora: LoraOptions = LoraOptions()
+    quantize: str = "none"
+    epochs: float = 3.0
+    max_steps: int = 0
+    learning_rate: float = 5e-4
+    warmup_share: float = 0.05
+    weight_decay: float = 0.0
+    batch_size: int = 16
+    micro_batch_size: int = 0
+    auto_batch_size: bool = False
+    max_tokens: int = 2048
+    packing: bool = True
+    dtype: str = "auto"
+    device: str = "auto"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    liger: bool = False
+    early_stopping: int = 3
+    evaluations_per_epoch: int = 1
+    checkpoint_minutes: float = 5.0
+    seed: int = 17
+    samples: int = 4
+    trackers: tuple[str, ...] = ()
+
+
+@dataclass
+class JobResult:
+    """A trained model and what was measured on the way."""
+
+    model: Any
+    tokenizer: Any
+    fit: FitResult
+    metrics: dict[str, Any]
+    switches: dict[str, Any]
+    samples: list[Sample] = field(default_factory=list)
+
+
+def run_job(
+    base: Path,
+    train: Rows,
+    validation: Rows,
+    *,
+    options: JobOptions,
+    work: Path,
+    resume: bool,
+    progress: Progress,
+) -> JobResult:
+    """Fine-tune a base model.
+
+    Args:
+        base: Directory of the base model.
+        train: Rows of the training split.
+        validation: Rows of the validation split; may be empty.
+        options: Hyperparameters and switches.
+        work: Directory for checkpoints.
+        resume: Go on from the last complete checkpoint.
+        progress: Receives loss, speed and time left.
+
+    Raises:
+        TrainingError: If nothing is left to train on, the loss is no number, or memory runs out.
+        ConfigError: If an option does not fit this machine or model.
+    """
+    from transformers import set_seed
+
+    device = pick_device(options.device)
+    _use_own_gpu(device)
+    dtype = pick_dtype(options.dtype, device)
+    set_seed(options.seed)
+    tokenizer = load_tokenizer(base)
+    end = end_token(tokenizer)
+    encode = _encoder(tokenizer, end, options.max_tokens)
+    data, held = encode(train), encode(validation)
+    if not data.examples:
+        raise TrainingError(
+            f"None of {len(train)} training rows is at most {options.max_tokens} tokens long.",
+            next_step="Raise training.max_tokens, or build the dataset with fewer passages.",
+        )
+    model = _load_model(base, options, device, dtype)
+    autocast = torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
+    with autocast:
+        capabilities = probe(model, data.examples, pad_token_id=tokenizer.pad_token_id)
+    chosen = sample_rows(validation or train, count=options.samples) if options.samples else []
+    before = _say(model, tokenizer, chosen, end, adapted=False)
+    run, result = _fit_within_memory(
+        model, data, held, capabilities, tokenizer.pad_token_id, options, device, dtype, work,
+        resume, progress,
+    )  # fmt: skip
+    after = _say(model, tokenizer, chosen, end, adapted=True)
+    trainable, total = parameter_counts(model)
+    mean_length = data.tokens / len(data.examples)
+    peak = peak_flops(device)
+    per_token = flops_per_token(model, length=mean_length)
+    losses = result.losses()
+    validations = result.validation_losses()
+    metrics: dict[str, Any] = {
+        "steps": result.steps,
+        "best_step": result.best_step,
+        "stopped_early": result.stopped_early,
+        "train_loss_first": round(losses[0][1], 4) if losses else None,
+        "train_loss_last": round(losses[-1][1], 4) if losses else None,
+        "validation_loss": round(min(v for _, v in validations), 4) if validations else None,
+        "train_examples": len(data.examples),
+        "validation_examples": len(held.examples),
+        "too_long": data.too_long + held.too_long,
+        "tokens_per_epoch": data.tokens,
+        "completion_tokens_per_epoch": data.completion_tokens,
+        "tokens_per_second": round(result.tokens_per_second, 1),
+        "padding_share": round(result.padding_share, 4),
+        "flops_per_token": per_token,
+        "mfu": round(per_token * result.tokens_per_second / peak, 4) if peak else None,
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "trainable_parameters": trainable,
+        "parameters": total,
+        "train_seconds": round(result.seconds, 2),
+    }
+    switches = describe(
+        run,
+        capabilities,
+        device=device_name(device),
+        dtype=str(dtype).removeprefix("torch."),
+        attention=getattr(model.config, "_attn_implementation", "own"),
+        gradient_checkpointing=options.gradient_checkpointing,
+        compile=options.compile,
+        liger=options.liger,
+        quantize=options.quantize,
+    )
+    samples = [
+        Sample(row["question"], row["messages"][-1]["content"], old, new)
+        for row, old, new in zip(chosen, before, after, strict=True)
+    ]
+    return JobResult(model, tokenizer, result, metrics, switches, samples)
+
+
+def _encoder(tokenizer: Any, end: int, max_tokens: int) -> Callable[[Rows], EncodedRows]:
+    return lambda rows: encode_rows(rows, tokenizer, end_token_id=end, max_tokens=max_tokens)
+
+
+def _load_model(base: Path, options: JobOptions, device: str, dtype: torch.dtype) -> Any:
+    # On a GPU the frozen weights are kept in the narrow type, the adapter in float32. On a CPU
+    # autocast from float32 weights is as fast and keeps the base exact.
+    model = load_causal_lm(
+        base,
+        device=device,
+        dtype=dtype if device == "cuda" else torch.float32,
+        trainable=True,
+        quantization=quantization(options.quantize, device=device),
+    )
+    if options.liger:
+        _require_liger()
+    lora = options.lora
+    return add_adapter(
+        model,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        targets=lora.targets,
+        dora=lora.dora,
+        rslora=lora.rslora,
+        quantized=options.quantize != "none",
+        gradient_checkpointing=options.gradient_checkpointing,
+    )
+
+
+def _fit_within_memory(
+    model: Any,
+    data: EncodedRows,
+    held: EncodedRows,
+    capabilities: Capabilities,
+    pad_token_id: int,
+    options: JobOptions,
+    device: str,
+    dtype: torch.dtype,
+    work: Path,
+    resume: bool,
+    progress: Progress,
+) -> tuple[PreparedRun, FitResult]:
+    """Fit; with ``auto_batch_size``, start over with half the rows whenever memory runs out."""
+    initial = {
+        name: value.detach().cpu().clone()
+        for name, value in model.named_parameters()
+        if value.requires_grad
+    }
+    micro = options.micro_batch_size or options.batch_size
+    while True:
+        run = prepare(
+            data.examples,
+            held.examples,
+            capabilities=capabilities,
+            packing=options.packing,
+            row_tokens=options.max_tokens,
+            pad_token_id=pad_token_id,
+            batch_size=options.batch_size,
+            micro_batch_size=micro,
+            epochs=options.epochs,
+            max_steps=options.max_steps,
+            evaluations_per_epoch=options.evaluations_per_epoch if held.examples else 0,
+            seed=options.seed,
+            processes=int(os.environ.get("WORLD_SIZE", "1")),
+        )
+        try:
+            return run, fit(
+                model,
+                run.train,
+                run.validation,
+                collate=run.collate,
+                schedule=run.schedule,
+                options=_fit_options(options, device, dtype),
+                work=work,
+                resume=resume,
+                progress=progress,
+            )
+        except OutOfMemory as error:
+            if not options.auto_batch_size or error.micro_rows == 1:
+                raise
+            micro = max(1, micro // 2)
+        progress.note(f"Out of memory: starting over with {micro} examples per forward pass.")
+        _start_over(model, initial, device)
+
+
+def _start_over(model: Any, initial: Mapping[str, torch.Tensor], device: str) -> None:
+    model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name in initial:
+                value.copy_(initial[name])
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _fit_options(options: JobOptions, device: str, dtype: torch.dtype) -> FitOptions:
+    return FitOptions(
+        learning_rate=options.learning_rate,
+        warmup_share=options.warmup_share,
+        weight_decay=options.weight_decay,
+        early_stopping=options.early_stopping,
+        checkpoint_minutes=options.checkpoint_minutes,
+        seed=options.seed,
+        device=device,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        compile=options.compile,
+        liger=options.liger,
+        trackers=options.trackers,
+    )
+
+
+def _say(model: Any, tokenizer: Any, rows: Rows, end: int, *, adapted: bool) -> list[str]:
+    return generate_samples(model, tokenizer, rows, adapted=adapted, end_token_id=end)
+
+
+def _use_own_gpu(device: str) -> None:
+    """Under torchrun or accelerate, every process has a GPU of its own."""
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
+def _require_liger() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("liger_kernel") is None:
+        raise ConfigError(
+            "training.liger needs the package liger-kernel, which is not installed.",
+            next_step="pip install liger-kernel (CUDA only), or set training.liger=false.",
+        )

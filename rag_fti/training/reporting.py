@@ -1,0 +1,154 @@
+"""The files for people: model card, training report, loss curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question and what was said to it."""
+
+    question: str
+    expected: str
+    before: str
+    after: str
+
+
+def draw_losses(
+    path: Path,
+    *,
+    train: Sequence[tuple[int, float]],
+    validation: Sequence[tuple[int, float]],
+    best_step: int,
+) -> None:
+    """Write the loss curves as a PNG.
+
+    Args:
+        path: File to write.
+        train: Step and loss of every step.
+        validation: Step and loss of every validation run.
+        best_step: Step whose weights were kept.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    if train:
+        axes.plot(*zip(*train, strict=True), color="#9bb8d3", linewidth=1, label="training")
+    if validation:
+        steps, losses = zip(*validation, strict=True)
+        axes.plot(steps, losses, color="#c2410c", marker="o", markersize=4, label="validation")
+        axes.axvline(best_step, color="#57534e", linestyle=":", label=f"kept: step {best_step}")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss per completion token (nats)")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def licence_of(base: Path) -> str:
+    """The licence named in a base model's card, ``other`` where there is none."""
+    card = base / "README.md"
+    if not card.is_file():
+        return "other"
+    parts = card.read_text(encoding="utf-8").split("---")
+    try:
+        front = yaml.safe_load(parts[1]) if len(parts) > 2 else None
+    except yaml.YAMLError:
+        return "other"
+    return str(front.get("license", "other")) if isinstance(front, Mapping) else "other"
+
+
+def render_report(
+    *,
+    title: str,
+    facts: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    switches: Mapping[str, Any],
+    samples: Sequence[Sample],
+    dataset: Mapping[str, Any],
+) -> str:
+    """The training report as Markdown."""
+    lines = [f"# {title}", "", "![Loss curves](loss.png)", ""]
+    for heading, table in (
+        ("What was trained", facts),
+        ("Result", metrics),
+        ("Switched on", switches),
+        ("Dataset", dataset),
+    ):
+        lines += [f"## {heading}", "", "| | |", "| --- | --- |"]
+        lines += [f"| {key} | {_cell(value)} |" for key, value in table.items()]
+        lines.append("")
+    lines += [
+        "## Samples",
+        "",
+        "| question | expected | before | after |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {_cell(s.question)} | {_cell(s.expected)} | {_cell(s.before)} | {_cell(s.after)} |"
+        for s in samples
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def render_card(
+    *,
+    name: str,
+    base_model: str,
+    dataset: str,
+    licence: str,
+    metrics: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> str:
+    """The Hugging Face model card: YAML front matter, then Markdown."""
+    front = {
+        "base_model": base_model,
+        "library_name": "peft",
+        "pipeline_tag": "text-generation",
+        "license": licence,
+        "datasets": [dataset],
+        "tags": ["rag", "lora", "rag-fti"],
+    }
+    rows = [f"| {key} | {_cell(value)} |" for key, value in {**facts, **metrics}.items()]
+    return "\n".join(
+        [
+            "---",
+            yaml.safe_dump(front, sort_keys=False).strip(),
+            "---",
+            "",
+            f"# {name}",
+            "",
+            "A low-rank adapter that answers questions from retrieved passages, cites them with "
+            "markers like `[1]`, and says so when they do not hold the answer. Load it with peft "
+            "or vLLM on top of the base model named above; prompts must be rendered as "
+            "`rag_fti.prompts` does (digest in `manifest.json`).",
+            "",
+            "| | |",
+            "| --- | --- |",
+            *rows,
+            "",
+            "The training report is in `report.md`, how it does on held-out questions in the "
+            "registry's evaluation reports. It repeats what its passages say, right or wrong; it "
+            "is not meant to answer from its own knowledge.",
+            "",
+        ]
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_cell(item)}" for key, item in value.items()) or "-"
+    text = str(value).replace("|", "\\|").replace("\n", " ")
+    return text or "-"

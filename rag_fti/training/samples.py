@@ -1,0 +1,69 @@
+"""What the model says to a few questions, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from rag_fti import prompts
+
+
+def generate_samples(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    adapted: bool,
+    end_token_id: int,
+    max_tokens: int = 48,
+) -> list[str]:
+    """Greedy replies to the prompts of some rows.
+
+    Args:
+        model: A model with an adapter.
+        tokenizer: Its tokenizer.
+        rows: Rows of an instruction dataset.
+        adapted: With the adapter, or as the base model.
+        end_token_id: Token that ends a reply.
+        max_tokens: Longest reply in tokens.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    replies = []
+    try:
+        with torch.no_grad(), nullcontext() if adapted else model.disable_adapter():
+            for row in rows:
+                ids = prompts.prompt_token_ids(tokenizer, row["messages"][:-1])
+                prompt = torch.tensor([ids], device=device)
+                output = model.generate(
+                    input_ids=prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    max_new_tokens=max_tokens,
+                    do_sample=False,
+                    temperature=None,
+                    top_p=None,
+                    top_k=None,
+                    pad_token_id=tokenizer.pad_token_id,
+                    eos_token_id=end_token_id,
+                )
+                reply = tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
+                replies.append(str(reply).strip())
+    finally:
+        model.train(was_training)
+    return replies
+
+
+def sample_rows(rows: Sequence[Mapping[str, Any]], *, count: int) -> list[Mapping[str, Any]]:
+    """Some rows, spread evenly, with at least one unanswerable where there is any."""
+    if not rows:
+        return []
+    step = max(1, len(rows) // count)
+    chosen = list(rows[::step][:count])
+    unanswerable = [row for row in rows if not row["answerable"]]
+    if unanswerable and all(row["answerable"] for row in chosen):
+        chosen[-1] = unanswerable[0]
+    return chosen

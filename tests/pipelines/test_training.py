@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import training
+from rag_fti.config import Settings, load_settings
+from rag_fti.errors import DatasetError, IncompatibleArtifact, ModelNotFound
+from rag_fti.registry import Registry
+from tests.training.tiny import LIBRARY_WARNINGS, build_dataset, build_llama
+
+pytestmark = LIBRARY_WARNINGS
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_llama(tmp_path_factory.mktemp("llama"))
+
+
+def settings_for(root: Path, llama: Path, **training_values: Any) -> Settings:
+    values = {
+        "storage.root": str(root),
+        "training.dataset": "colours@latest",
+        "training.base_model": str(llama),
+        "training.epochs": 2,
+        "training.batch_size": 8,
+        "training.device": "cpu",
+        "training.dtype": "float32",
+        **{f"training.{key}": value for key, value in training_values.items()},
+    }
+    return load_settings(values=values)
+
+
+def test_a_fine_tune_becomes_a_registry_version(tmp_path: Path, llama: Path) -> None:
+    dataset = build_dataset(tmp_path / "datasets")
+    settings = settings_for(tmp_path, llama, learning_rate=5e-3)
+    summary = training.run(settings)
+    registry = Registry.open(settings.storage.registry_uri)
+    version = registry.resolve("assistant@challenger")
+    registry.verify(version)
+    assert summary.to_dict()["dataset"] == dataset.ref
+    assert (summary.model, summary.version) == ("assistant", 1)
+    assert summary.contract["ok"] and summary.tokens_per_second > 0
+    losses = json.loads((version.path / "losses.json").read_text())
+    steps = [entry["loss"] for entry in losses if "loss" in entry]
+    assert 8 <= len(steps) <= 10 and steps[-1] < steps[0]
+    names = {path.name for path in version.path.iterdir()}
+    assert {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "README.md",
+        "metrics.json",
+        "contract.json",
+        "report.md",
+        "loss.png",
+        "manifest.json",
+    } <= names
+    manifest = version.manifest
+    assert manifest["dataset_manifest_digest"] == dataset.manifest_digest
+    assert manifest["prompt_digest"] == dataset.manifest["prompt_digest"]
+    assert manifest["base_model"]["reference"] == str(llama)
+    assert (version.path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "base_model:" in (version.path / "README.md").read_text()
+    assert training.run(settings, reuse=True).version == 1
+    assert len(registry.versions("assistant")) == 1
+
+
+def test_nothing_is_written_by_a_dry_run(tmp_path: Path, llama: Path) -> None:
+    build_dataset(tmp_path / "datasets")
+    summary = training.run(settings_for(tmp_path, llama), dry_run=True)
+    assert summary.version is None and summary.metrics["train_rows"] == 32
+    assert not (tmp_path / "registry").exists()
+
+
+def test_a_dataset_for_other_prompts_is_refused(tmp_path: Path, llama: Path) -> None:
+    build_dataset(tmp_path / "datasets", template="{{ messages }}")
+    with pytest.raises(IncompatibleArtifact, match="other prompts"):
+        training.run(settings_for(tmp_path, llama))
+    assert not (tmp_path / "registry").exists()
+
+
+def test_missing_inputs_are_named(tmp_path: Path, llama: Path) -> None:
+    with pytest.raises(DatasetError, match="no dataset colours@latest"):
+        training.run(settings_for(tmp_path, llama))
+    build_dataset(tmp_path / "datasets")
+    with pytest.raises(ModelNotFound, match="neither a directory nor a hub model"):
+        training.run(settings_for(tmp_path, llama, base_model="no/such-model"))

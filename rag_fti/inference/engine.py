@@ -328,7 +328,7 @@ class Engine:
         return int(count(text)) if count else int(len(text) / _CHARS_PER_TOKEN) + 1
 
 
-def require_documents(engine: Engine, store: Any) -> None:
+def require_documents(store: Any) -> None:
     """Refuse to answer from a store that was never filled.
 
     Raises:
@@ -336,7 +336,7 @@ def require_documents(engine: Engine, store: Any) -> None:
     """
     if not store.exists():
         raise StoreError(
-            f"The feature store at {store.uri} holds no documents, so {engine.model} has nothing "
-            "to answer from.",
+            f"The feature store at {store.uri} holds no documents, so there is nothing to answer "
+            "from.",
             next_step="Fill it first: rag-fti ingest PATH.",
         )

@@ -150,6 +150,7 @@ def instructions_schema() -> pa.Schema:
             pa.field("messages", pa.list_(message), nullable=False),
             pa.field("context_chunk_ids", pa.list_(pa.string()), nullable=False),
             pa.field("supporting_chunk_ids", pa.list_(pa.string()), nullable=False),
+            pa.field("withheld_chunk_ids", pa.list_(pa.string()), nullable=True),
             pa.field("document_ids", pa.list_(pa.string()), nullable=False),
             pa.field("document_versions", pa.list_(pa.string()), nullable=False),
             pa.field("group", pa.string(), nullable=False),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rag_fti.config.section import Section
 
@@ -19,10 +19,19 @@ class GateConfig(Section):
     """A score of the report: ``f1``, ``exact_match``, ``citation_precision``…"""
     against: Literal["value", "base", "champion"] = "value"
     """What the challenger is compared with."""
-    minimum: float = 0.0
-    """Least value, or least difference to ``base`` or ``champion``."""
+    minimum: float | None = None
+    """Least value, or least difference to ``base`` or ``champion``; none by default."""
+    maximum: float | None = None
+    """Largest value or difference; none by default."""
     use_interval: bool = False
-    """Compare the lower end of the 95 % bootstrap interval instead of the mean."""
+    """Compare the end of the 95 % bootstrap interval that is harder to pass instead of the mean
+    (``f1`` and ``exact_match``)."""
+
+    @model_validator(mode="after")
+    def _bounded(self) -> GateConfig:
+        if self.minimum is None and self.maximum is None:
+            raise ValueError(f"gate {self.name!r} needs a minimum or a maximum")
+        return self
 
 
 DEFAULT_GATES = (

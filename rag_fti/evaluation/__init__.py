@@ -1,0 +1,1 @@
+"""Judging answers: metrics, confidence intervals, gates and the report. Knows no model library."""

@@ -1,0 +1,170 @@
+"""Question files: JSONL or CSV of questions with accepted answers and where they are found.
+
+A JSONL line is ``{"id", "question", "answers": [..], "spans": [{"source", "start", "end"} or
+{"source", "text"}], "held_out", "answerable"}``; all but ``question`` may be left out. A CSV file
+has the columns ``question`` and ``answer`` (or ``answers``, separated by ``|``), and may have
+``id``, ``source``, ``span`` (verbatim text), ``held_out`` and ``answerable``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from rag_fti import ids
+from rag_fti.errors import SourceError
+from rag_fti.schemas import Hit, Question
+
+_SPAN_COVERAGE = 0.8
+"""Share of a span's words a passage must hold to count as its source, where the span text is
+broken by a line end or a chunk boundary."""
+
+_TRUE = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}
+
+
+def read_questions(path: Path) -> list[Question]:
+    """All questions of a file, in order.
+
+    Raises:
+        SourceError: If the file cannot be read or a line is wrong; says which.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(
+            f"Cannot read the question file {path}: {error}.",
+            next_step="Give a UTF-8 file of JSON lines or CSV.",
+        ) from error
+    if path.suffix.lower() in (".csv", ".tsv"):
+        questions = _from_csv(path, text)
+    else:
+        questions = [
+            _parse(path, number, line)
+            for number, line in enumerate(text.splitlines(), start=1)
+            if line.strip()
+        ]
+    repeated = [name for name, n in Counter(q.id for q in questions).items() if n > 1]
+    if repeated:
+        raise SourceError(f"{path} uses the id {repeated[0]!r} more than once.")
+    return questions
+
+
+def same_source(one: str, other: str) -> bool:
+    """Whether one path is the end of the other, whole components only."""
+    first = [part for part in PurePosixPath(one.replace("\\", "/")).parts if part != "."]
+    second = [part for part in PurePosixPath(other.replace("\\", "/")).parts if part != "."]
+    length = min(len(first), len(second))
+    return length > 0 and first[-length:] == second[-length:]
+
+
+def supports(hit: Hit, spans: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a passage is where one of the spans is found.
+
+    A span with offsets is found where both overlap by half of the span or of the passage; a span
+    with text where the passage holds it (spaces aside) or at least 80 % of its words.
+    """
+    return any(_holds(hit, span) for span in spans if same_source(str(span["source"]), hit.source))
+
+
+def _holds(hit: Hit, span: Mapping[str, Any]) -> bool:
+    if "text" in span:
+        wanted, there = _words(str(span["text"])), _words(hit.text)
+        if f" {' '.join(wanted)} " in f" {' '.join(there)} ":
+            return True
+        common = sum((Counter(wanted) & Counter(there)).values())
+        return bool(wanted) and common >= _SPAN_COVERAGE * len(wanted)
+    start, end = int(span["start"]), int(span["end"])
+    shared = min(end, hit.end) - max(start, hit.start)
+    return shared > 0 and 2 * shared >= min(end - start, hit.end - hit.start)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def _parse(path: Path, number: int, line: str) -> Question:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise SourceError(
+            f"{path}, line {number}: not JSON ({error}).",
+            next_step="One JSON object with a question per line.",
+        ) from error
+    return _question(path, number, value)
+
+
+def _question(path: Path, number: int, value: Any) -> Question:
+    def wrong(what: str) -> SourceError:
+        return SourceError(f"{path}, line {number}: {what}.")
+
+    if not isinstance(value, dict):
+        raise wrong("expected an object")
+    text = value.get("question")
+    if not isinstance(text, str) or not text.strip():
+        raise wrong("'question' must be a text that is not empty")
+    answers = value.get("answers", [])
+    if not isinstance(answers, list) or not all(isinstance(a, str) and a for a in answers):
+        raise wrong("'answers' must be a list of texts")
+    spans = value.get("spans", [])
+    if not isinstance(spans, list) or not all(_valid_span(span) for span in spans):
+        raise wrong("'spans' must be objects with 'source' and either 'text' or 'start' and 'end'")
+    for flag in ("held_out", "answerable"):
+        if not isinstance(value.get(flag, False), bool):
+            raise wrong(f"{flag!r} must be true or false")
+    return Question(
+        id=str(value.get("id") or ids.content_id("question", text)[:12]),
+        question=text.strip(),
+        answers=tuple(answers),
+        spans=tuple(spans),
+        held_out=value.get("held_out", False),
+        answerable=value.get("answerable", True),
+    )
+
+
+def _valid_span(span: Any) -> bool:
+    if not isinstance(span, dict) or not isinstance(span.get("source"), str):
+        return False
+    if isinstance(span.get("text"), str):
+        return bool(span["text"].strip())
+    start, end = span.get("start"), span.get("end")
+    return isinstance(start, int) and isinstance(end, int) and 0 <= start < end
+
+
+def _from_csv(path: Path, text: str) -> list[Question]:
+    reader = csv.DictReader(
+        io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ","
+    )
+    columns = reader.fieldnames or []
+    if "question" not in columns or not {"answer", "answers"} & set(columns):
+        raise SourceError(
+            f"{path} has the columns {', '.join(columns) or '(none)'}.",
+            next_step="The first line must name at least question and answer.",
+        )
+    questions = []
+    for row in reader:
+        accepted = row.get("answers") or row.get("answer") or ""
+        parts = accepted.split("|") if row.get("answers") else [accepted]
+        value: dict[str, Any] = {
+            "id": row.get("id") or "",
+            "question": row.get("question") or "",
+            "answers": [part.strip() for part in parts if part.strip()],
+            "held_out": _flag(path, reader.line_num, row.get("held_out") or ""),
+            "answerable": _flag(path, reader.line_num, row.get("answerable") or "true"),
+        }
+        if row.get("source") and row.get("span"):
+            value["spans"] = [{"source": row["source"], "text": row["span"]}]
+        questions.append(_question(path, reader.line_num, value))
+    return questions
+
+
+def _flag(path: Path, number: int, text: str) -> bool:
+    try:
+        return _TRUE[text.strip().lower()]
+    except KeyError as error:
+        raise SourceError(f"{path}, line {number}: {text!r} is not true or false.") from error

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rag_fti.errors import SourceError
+from rag_fti.evaluation.questions import read_questions, same_source, supports
+from rag_fti.schemas import Hit
+
+
+def hit(text: str, source: str = "corpus/a.md", start: int = 0) -> Hit:
+    return Hit("c", "d", "v", source, "", "", None, start, start + len(text), text, 1.0)
+
+
+def test_the_sample_questions_can_be_read(repository: Path) -> None:
+    questions = read_questions(repository / "data/sample/questions.jsonl")
+    assert len(questions) > 100
+    assert any(q.held_out for q in questions) and any(not q.answerable for q in questions)
+
+
+def test_csv_and_jsonl_give_the_same_questions(tmp_path: Path) -> None:
+    table = tmp_path / "q.csv"
+    table.write_text(
+        'id,question,answers,source,span,held_out\nx,"What, now?",one|two,a.md,It is one.,yes\n',
+        encoding="utf-8",
+    )
+    lines = tmp_path / "q.jsonl"
+    lines.write_text(
+        '{"id": "x", "question": "What, now?", "answers": ["one", "two"], "held_out": true, '
+        '"spans": [{"source": "a.md", "text": "It is one."}]}\n\n',
+        encoding="utf-8",
+    )
+    assert read_questions(table) == read_questions(lines)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("nonsense", "not JSON"),
+        ("[]", "expected an object"),
+        ('{"question": " "}', "not empty"),
+        ('{"question": "q", "answers": "a"}', "list of texts"),
+        ('{"question": "q", "spans": [{"source": "a"}]}', "'spans' must be"),
+        ('{"question": "q", "spans": [{"source": "a", "start": 3, "end": 3}]}', "'spans' must be"),
+        ('{"question": "q", "held_out": "no"}', "true or false"),
+    ],
+)
+def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"question": "fine"}\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(SourceError, match=f"line 2: .*{message}"):
+        read_questions(path)
+
+
+def test_repeated_ids_and_missing_files_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="Cannot read"):
+        read_questions(tmp_path / "none.jsonl")
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"id": "a", "question": "x"}\n{"id": "a", "question": "y"}\n')
+    with pytest.raises(SourceError, match="more than once"):
+        read_questions(path)
+
+
+def test_sources_match_by_whole_path_components() -> None:
+    assert same_source("corpus/a.md", "data/sample/corpus/a.md")
+    assert same_source("/x/corpus/a.md", "./corpus/a.md")
+    assert not same_source("a.md", "aa.md")
+    assert not same_source("b/a.md", "c/a.md")
+
+
+def test_spans_by_text_and_by_offset() -> None:
+    passage = hit("The new member is Yusuf\nBrandreth, a fisherman.", start=100)
+    text = {"source": "a.md", "text": "new member is Yusuf Brandreth"}
+    assert supports(passage, [text])
+    assert not supports(hit("Something else.", start=100), [text])
+    assert not supports(hit(passage.text, source="b.md"), [text])
+    assert supports(passage, [{"source": "a.md", "start": 110, "end": 130}])
+    assert not supports(passage, [{"source": "a.md", "start": 0, "end": 90}])
+    assert not supports(passage, [{"source": "a.md", "start": 50, "end": 105}])

@@ -1,0 +1,111 @@
+// The chat page. Modules meet only here.
+
+import { request } from "./api.js";
+import { createConversation } from "./conversation.js";
+import { announce, byId, element } from "./dom.js";
+import { createKeyDialog } from "./key.js";
+import { createPicker } from "./models.js";
+import { createPanel } from "./source.js";
+import { createUpload } from "./upload.js";
+
+const composer = byId("composer");
+const question = byId("question");
+const panel = createPanel();
+const picker = createPicker();
+createKeyDialog();
+createUpload();
+
+const conversation = createConversation({
+  model: picker.chosen,
+  openSource: (citation, snapshot, from) => panel.open(citation, snapshot, from),
+  onState(running) {
+    byId("send").hidden = running;
+    byId("stop").hidden = !running;
+    if (!running && document.activeElement === document.body) question.focus();
+  },
+  onAnswered(model) {
+    if (model && picker.isStale(model)) refreshModels();
+  },
+});
+
+/** The page works without the list: the server then picks the model. */
+async function refreshModels() {
+  try {
+    await picker.refresh();
+  } catch (error) {
+    byId("model").replaceChildren(element("option", { text: "Models not available" }));
+    announce(`The list of models could not be loaded: ${error.message}`);
+  }
+}
+
+async function showExamples() {
+  const examples = await (await request("web/examples.json")).json();
+  byId("examples").append(
+    ...examples.map((text) =>
+      element("li", {}, element("button", { type: "button", class: "example", text, onclick: () => submit(text) })),
+    ),
+  );
+}
+
+function submit(text) {
+  const asked = text.trim();
+  if (!asked) return;
+  if (conversation.isRunning()) {
+    announce("An answer is still being written. Escape stops it.");
+    return;
+  }
+  question.value = "";
+  fit();
+  conversation.ask(asked);
+  question.focus({ preventScroll: true });
+}
+
+/** Grow the field with its text; the style sheet caps it. */
+function fit() {
+  question.style.height = "auto";
+  question.style.height = `${question.scrollHeight}px`;
+}
+
+composer.addEventListener("submit", (event) => {
+  event.preventDefault();
+  submit(question.value);
+});
+question.addEventListener("input", fit);
+question.addEventListener("keydown", (event) => {
+  // While an input method composes, Enter belongs to it.
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  submit(question.value);
+});
+byId("stop").addEventListener("click", () => {
+  conversation.stop();
+  question.focus();
+});
+byId("new").addEventListener("click", () => {
+  conversation.clear();
+  panel.close();
+  question.focus();
+  announce("New conversation.");
+});
+
+addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || document.querySelector("dialog:modal")) return;
+  const inPanel = byId("panel").contains(document.activeElement);
+  if (panel.isOpen() && (inPanel || !conversation.isRunning())) panel.close();
+  else conversation.stop();
+});
+
+const theme = byId("theme");
+const isDark = () => document.documentElement.dataset.theme === "dark";
+theme.addEventListener("click", () => {
+  const next = isDark() ? "light" : "dark";
+  localStorage.setItem("rag-fti.theme", next);
+  document.documentElement.dataset.theme = next;
+});
+const showTheme = () => theme.setAttribute("aria-pressed", String(isDark()));
+new MutationObserver(showTheme).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+showTheme();
+
+question.focus();
+showExamples();
+refreshModels();

@@ -1,0 +1,243 @@
+"""Measure a reader as it is served: greedy ``generate()``, answers aligned to their passage.
+
+XQuAD: ``python -m benchmarks.embedded_model.evaluate data/models/rag-fti-reader``;
+held-out questions: the same with ``--dev``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import random
+import re
+import string
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.embedded_model.sources import data_root
+from rag_fti import prompts
+from rag_fti.alignment import align
+from rag_fti.models.reader import register
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question, what is shown with it and what is right."""
+
+    kind: str
+    question: str
+    passages: tuple[prompts.Passage, ...]
+    answers: tuple[str, ...]
+    """Empty where abstaining is right."""
+    gold: int = -1
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the model said."""
+
+    text: str
+    abstain_probability: float
+
+
+def normalize(text: str) -> str:
+    """SQuAD's normalisation: case, punctuation, articles and whitespace dropped."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def f1(said: str, answer: str) -> float:
+    """Token overlap of two texts, 0 to 1."""
+    left, right = normalize(said).split(), normalize(answer).split()
+    same = sum((collections.Counter(left) & collections.Counter(right)).values())
+    if not left or not right or not same:
+        return float(left == right)
+    return 2 * same / (len(left) + len(right))
+
+
+def exact(said: str, answer: str) -> bool:
+    """Whether two texts are the same but for SQuAD's normalisation."""
+    return normalize(said) == normalize(answer)
+
+
+@torch.inference_mode()
+def reply_all(
+    model: Any, tokenizer: Any, questions: Sequence[Question], *, batch_size: int = 16
+) -> list[Reply]:
+    """Greedy replies, batched by length."""
+    encoded = [
+        prompts.prompt_token_ids(tokenizer, prompts.answer_messages(q.question, q.passages))
+        for q in questions
+    ]
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    found: dict[int, Reply] = {}
+    for first in range(0, len(order), batch_size):
+        rows = order[first : first + batch_size]
+        batch = tokenizer.pad({"input_ids": [encoded[i] for i in rows]}, return_tensors="pt")
+        result = model.generate(
+            **batch.to(model.device),
+            max_new_tokens=48,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        abstain = result.logits[0].float().softmax(dim=-1)[:, model.config.abstain_id]
+        texts = tokenizer.batch_decode(
+            result.sequences[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        for row, text, probability in zip(rows, texts, abstain.tolist(), strict=True):
+            found[row] = Reply(text.strip(), probability)
+    return [found[i] for i in range(len(encoded))]
+
+
+def score(
+    questions: Sequence[Question], replies: Sequence[Reply], threshold: float
+) -> dict[str, float]:
+    """Means over the questions; abstains at or above the threshold or where the text says so."""
+    total: collections.Counter[str] = collections.Counter()
+    for question, reply in zip(questions, replies, strict=True):
+        abstained = prompts.is_abstention(reply.text) or reply.abstain_probability >= threshold
+        total["n"] += 1
+        total["abstained"] += abstained
+        if abstained or not question.answers:
+            continue
+        total["spoke"] += 1
+        words = prompts.without_markers(reply.text)
+        cited = [n for n in prompts.cited_numbers(reply.text) if n <= len(question.passages)]
+        span = align(words, question.passages[cited[0] - 1].text) if cited else None
+        total["verbatim"] += span is not None
+        total["cited_gold"] += bool(cited) and cited[0] - 1 == question.gold
+        said = span.text if span else words
+        total["f1"] += max(f1(said, answer) for answer in question.answers)
+        total["em"] += max(exact(said, answer) for answer in question.answers)
+    n, spoke = total["n"], max(1, total["spoke"])
+    result = {"n": n, "abstained": total["abstained"] / n}
+    if any(q.answers for q in questions):
+        result |= {
+            "f1": total["f1"] / n,
+            "em": total["em"] / n,
+            "verbatim": total["verbatim"] / spoke,
+            "cited_gold": total["cited_gold"] / spoke,
+        }
+    return result
+
+
+def xquad(root: Path) -> dict[str, list[Question]]:
+    """The tests: gold paragraph, gold among four others, and none that answers."""
+    articles = json.loads((root / "xquad" / "xquad_en_open.json").read_text())["data"]
+    texts = [[p["context"] for p in article["paragraphs"]] for article in articles]
+    rng = random.Random(13)
+    found: dict[str, list[Question]] = collections.defaultdict(list)
+    for number, article in enumerate(articles):
+        for at, paragraph in enumerate(article["paragraphs"]):
+            for raw in paragraph["qas"]:
+                answers = tuple(answer["text"] for answer in raw["answers"])
+                near = [text for i, text in enumerate(texts[number]) if i != at]
+                others = [i for i in range(len(articles)) if i != number]
+                far = [rng.choice(texts[i]) for i in rng.sample(others, 4)]
+
+                sets: list[tuple[str, list[str], int]] = [("gold", [paragraph["context"]], 0)]
+                for name, rest in (("near", near), ("far", far)):
+                    rank = rng.randint(0, 4)
+                    shown = [*rest[:rank], paragraph["context"], *rest[rank:]]
+                    sets.append((f"gold_among_4_{name}", shown, rank))
+                    sets.append((f"absent_4_{name}", rest, -1))
+                    sets.append((f"absent_1_{name}", rest[:1], -1))
+                for kind, shown, gold in sets:
+                    passages = tuple(prompts.Passage(text) for text in shown)
+                    right = answers if gold >= 0 else ()
+                    found[kind].append(Question(kind, raw["question"], passages, right, gold))
+    return dict(found)
+
+
+def dev(path: Path) -> dict[str, list[Question]]:
+    """The development questions that ``data.py`` wrote."""
+    found: dict[str, list[Question]] = collections.defaultdict(list)
+    for line in path.read_text().splitlines():
+        raw = json.loads(line)
+        passages = tuple(prompts.Passage(*parts) for parts in raw["passages"])
+        found[raw["kind"]].append(
+            Question(raw["kind"], raw["question"], passages, tuple(raw["answers"]), raw["gold"])
+        )
+    return dict(found)
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    sets: dict[str, list[Question]],
+    *,
+    threshold: float = 2.0,
+    limit: int | None = None,
+) -> dict[str, dict[str, float]]:
+    """Scores of every set of questions."""
+    scores = {}
+    for name, questions in sets.items():
+        if limit and len(questions) > limit:
+            questions = random.Random(5).sample(questions, limit)
+        scores[name] = score(questions, reply_all(model, tokenizer, questions), threshold)
+    return scores
+
+
+def speed(model: Any, tokenizer: Any, questions: Sequence[Question]) -> dict[str, float]:
+    """Seconds to the first token and tokens per second after it, one request at a time."""
+    first, later, count = 0.0, 0.0, 0
+    for question in questions:
+        messages = prompts.answer_messages(question.question, question.passages)
+        ids = torch.tensor([prompts.prompt_token_ids(tokenizer, messages)])
+        spent = []
+        for tokens in (1, 33):
+            begun = time.perf_counter()
+            model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=tokens,
+                min_new_tokens=tokens,
+            )
+            spent.append(time.perf_counter() - begun)
+        first, later, count = first + spent[0], later + spent[1] - spent[0], count + 1
+    return {"seconds_to_first_token": first / count, "tokens_per_second": 32 * count / later}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--dev", action="store_true", help="the held-out questions, not XQuAD")
+    parser.add_argument("--dev-file", type=Path, default=Path("data/build/reader/dev.jsonl"))
+    parser.add_argument("--limit", type=int, help="at most so many questions of a kind")
+    parser.add_argument("--kinds", nargs="*", help="only these kinds")
+    parser.add_argument("--threshold", type=float, default=2.0, help="abstain from here")
+    parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    register()
+    begun = time.perf_counter()
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+    print(f"loaded in {time.perf_counter() - begun:.2f} s")
+    sets = dev(options.dev_file) if options.dev else xquad(data_root())
+    if options.kinds:
+        sets = {name: questions for name, questions in sets.items() if name in options.kinds}
+    if options.speed:
+        for name, questions in sets.items():
+            print(name, json.dumps(speed(model, tokenizer, questions[:20])))
+        return
+    for name, questions in sets.items():
+        result = evaluate(
+            model, tokenizer, {name: questions}, threshold=options.threshold, limit=options.limit
+        )[name]
+        print(f"{name:18}", " ".join(f"{k}={v:.3f}" for k, v in result.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rag_fti.alignment import Alignment, align
+
+
+@pytest.mark.parametrize(
+    ("answer", "passage", "expected"),
+    [
+        ("the u . s . senate", "It was the U.S. Senate.", "the U.S. Senate"),
+        ("u. s. $ 5, 000", "He won the U.S.\n$5,000 prize", "U.S.\n$5,000"),
+        ("cafe muller", "In the Café\u00a0Müller today", "Café\u00a0Müller"),
+        ("cafe", "at the cafe\u0301!", "cafe\u0301"),
+        ("do not enter", "You do  not\tenter", "do  not\tenter"),
+        ("state - of - the - art", "a state-of-the-art tool", "state-of-the-art"),
+        ("don ' t", "I don't know", "don't"),
+        ("a [UNK] sign", "there was a ♻ sign", "a ♻ sign"),
+        ("[UNK]", "♻", "♻"),
+        ("strasse", "in der Straße", "Straße"),
+        ("in 1998 .", "won in 1998, they say", "in 1998"),
+        ("東 京", "首都は東京です", "東京"),
+        ("soft", "so\u00adft wares", "so\u00adft"),
+        ("1", "item 12, then 1", "1"),
+        ("50 %", "over 50% of it", "50%"),
+        ("( b )", "part (b) says", "(b)"),
+    ],
+)
+def test_finds_the_passage_spelling(answer: str, passage: str, expected: str) -> None:
+    found = align(answer, passage)
+    assert found is not None
+    assert found.text == expected
+    assert passage[found.start : found.end] == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "passage"),
+    [
+        ("he", "the other"),
+        ("therapist", "the rapist"),
+        ("the rapist", "therapist"),
+        ("1998", "19985"),
+        ("blue car", "blue red car"),
+        ("", "anything"),
+        ("...", "no dots"),
+        ("answer", ""),
+    ],
+)
+def test_does_not_invent_a_span(answer: str, passage: str) -> None:
+    assert align(answer, passage) is None
+
+
+def test_takes_the_first_of_several() -> None:
+    assert align("cup", "Cup and cup") == Alignment("Cup", 0, 3)
+
+
+@given(st.text(max_size=60), st.data())
+def test_every_span_of_words_finds_itself(passage: str, data: st.DataObject) -> None:
+    words = passage.split()
+    if not words:
+        return
+    first = data.draw(st.integers(0, len(words) - 1))
+    last = data.draw(st.integers(first + 1, len(words)))
+    found = align(" ".join(words[first:last]), passage)
+    if found is not None:
+        assert passage[found.start : found.end] == found.text
+    elif any(character.isalnum() and character.isascii() for character in words[first]):
+        # Only text that folds to nothing, or to a look-alike of its neighbour, may be missed.
+        assert not all(word.isascii() for word in words)
+
+
+def test_hostile_length_is_linear() -> None:
+    assert align("a " * 300 + "b", "a " * 5000) is None

@@ -89,7 +89,7 @@ def run(settings: Settings, *, progress: Progress | None = None) -> Summary:
 
     settings = updated(settings, "training", {"dataset": dataset["dataset"]})
     progress.note(f"3/5 Training pipeline: LoRA on {dataset['dataset']}")
-    done["training"] = training.run(settings, progress=progress, reuse=True).to_dict()
+    done["training"] = training.run(settings, resume=True, reuse=True, progress=progress).to_dict()
     version = f"{done['training']['model']}@{done['training']['version']}"
     progress.note(f"    {version} is in {settings.storage.registry_uri}")
 

@@ -3,6 +3,7 @@
 import { request } from "./api.js";
 import { announce, count, element, icon } from "./dom.js";
 
+let forms = 0;
 const MARKER = /\[(\d{1,3})\]/g;
 
 /** An answer without its citation markers, as it is sent back as history. */
@@ -90,7 +91,9 @@ export function sources(citations, open) {
 /** What stands under a finished answer: copy, thumbs, which version answered. */
 export function footer({ id, text, about }) {
   const status = element("p", { class: "feedback-status", role: "status" });
-  const form = element("form", { class: "feedback", hidden: true });
+  forms += 1;
+  const formId = `feedback-${forms}`;
+  const form = element("form", { class: "feedback", id: formId, hidden: true });
   const up = toggle("up", "Good answer", () => rate(1));
   const down = toggle("down", "Bad answer", () => {
     const opened = form.hidden;
@@ -99,6 +102,7 @@ export function footer({ id, text, about }) {
     if (opened) form.querySelector("textarea").focus();
   });
   down.setAttribute("aria-expanded", "false");
+  down.setAttribute("aria-controls", formId);
 
   async function rate(rating, words = {}) {
     up.disabled = down.disabled = true;
@@ -157,12 +161,9 @@ function copier(text) {
   );
 }
 
-let forms = 0;
-
 function fillForm(form, submit) {
-  forms += 1;
   const field = (name, text, rows) => {
-    const id = `${name}-${forms}`;
+    const id = `${form.id}-${name}`;
     return [
       element("label", { for: id, text }),
       element("textarea", { id, name, rows, maxlength: 10000 }),

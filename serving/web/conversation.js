@@ -182,7 +182,7 @@ function viewOf(question, number) {
 }
 
 const aboutLine = ({ model, snapshot, seconds }) =>
-  [model && `Answered by ${model}`, snapshot && `documents as of ${snapshot}`, `${seconds.toFixed(1)} s`]
+  [model && `Answered by ${model}`, snapshot && `documents as of ${snapshot}`, `${seconds.toFixed(1)}\u00a0s`]
     .filter(Boolean)
     .join(" · ");
 

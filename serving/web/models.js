@@ -51,10 +51,12 @@ function preferred(models) {
 function group(name, models) {
   if (!models.length) return [];
   const options = models.map(({ id, root }) =>
-    element("option", { value: id, text: root && root !== id ? `${id} → ${short(root)}` : id }),
+    element("option", { value: id, text: root && root !== id ? `${aliasOf(id)} → ${short(root)}` : id }),
   );
   return [element("optgroup", { label: name }, ...options)];
 }
+
+const aliasOf = (id) => id.split("@").pop();
 
 /** `name@3` out of `name@3`, the last part out of a path. */
 const short = (root) => root.split("/").pop();

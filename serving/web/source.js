@@ -82,6 +82,7 @@ export function createPanel() {
     about.textContent = [citation.source, citation.page && `page ${citation.page}`]
       .filter(Boolean)
       .join(" · ");
+    byId("panel-quote").textContent = `Cited words: ${citation.text}`;
     notice.textContent = "Loading…";
     find.hidden = true;
     body.replaceChildren();
@@ -122,7 +123,7 @@ export function createPanel() {
     if (!place) {
       notice.textContent =
         "This document has changed since the answer was written and no longer holds the cited words.";
-      body.replaceChildren(found.text);
+      body.replaceChildren(...lines(found.text));
       body.scrollTop = 0;
       return;
     }
@@ -130,13 +131,20 @@ export function createPanel() {
       ? "This document has changed since the answer was written; the cited words were found again."
       : "";
     body.replaceChildren(
-      found.text.slice(0, place.start),
+      ...lines(found.text.slice(0, place.start)),
       element("mark", { text: found.text.slice(place.start, place.end) }),
-      found.text.slice(place.end),
+      ...lines(found.text.slice(place.end)),
     );
     find.hidden = false;
     toWords();
   }
 
   return { open, close, isOpen: () => panel.open };
+}
+
+/** Text with its markdown headings set apart; every character stays where it is. */
+function lines(text) {
+  return text
+    .split(/^(#{1,6} .*)$/m)
+    .map((part, number) => (number % 2 ? element("span", { class: "doc-heading", text: part }) : part));
 }

@@ -1,9 +1,156 @@
-"""Commands of the features pipelines."""
+"""Commands of the feature pipelines: ingest, delete, search, validate, monitor."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Annotated, Any
+
 import typer
+
+from pipelines.commands.options import (
+    ConfigFiles,
+    DryRun,
+    Json,
+    run_command,
+    settings_from,
+    split_overrides,
+)
+from rag_fti.errors import ConfigError
+from rag_fti.progress import Progress
+
+_SNIPPET_CHARS = 240
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="PATH... [KEY=VALUE]...",
+        help="Files, directories, glob patterns, archives, URLs, or - for stdin; then settings.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands to ``app``."""
+    app.command()(ingest)
+    app.command()(search)
+
+
+def ingest(
+    words: Words = None,
+    collection: Annotated[
+        str | None, typer.Option(help="Collection that documents go into.")
+    ] = None,
+    prune: Annotated[
+        bool | None, typer.Option("--prune/--no-prune", help="Remove documents that are gone.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="local or ray.")] = None,
+    stdin_name: Annotated[
+        str, typer.Option(help="Name of the document on stdin; its suffix tells the format.")
+    ] = "stdin",
+    config: ConfigFiles = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Bring documents into the feature store: load, clean, chunk, embed, upsert."""
+    paths, overrides = split_overrides(words or [])
+    values = {"ingest.collection": collection, "ingest.prune": prune, "ingest.engine": engine}
+    strict = True
+
+    def work(progress: Progress) -> dict[str, Any]:
+        nonlocal strict
+        settings = settings_from(config, overrides, values)
+        strict = settings.ingest.fail_on_quarantine
+        if not paths:
+            raise ConfigError(
+                "Nothing to ingest.",
+                next_step="Name files or directories: rag-fti ingest docs/ notes.md",
+            )
+        from pipelines import ingest as pipeline
+
+        summary = pipeline.run(
+            settings, paths, stdin_name=stdin_name, progress=progress, dry_run=dry_run
+        )
+        return summary.to_dict()
+
+    run_command(
+        work,
+        as_json=as_json,
+        render=render_ingest,
+        failed=lambda summary: strict and bool(summary["failures"]),
+    )
+
+
+def render_ingest(summary: Mapping[str, Any]) -> str:
+    """An ingest's summary for people."""
+    documents, chunks = summary["documents"], summary["chunks"]
+    lines = [
+        "Documents: " + ", ".join(f"{n} {name}" for name, n in documents.items()),
+        "Chunks: " + ", ".join(f"{n} {name}" for name, n in chunks.items()),
+    ]
+    if summary["skipped"]:
+        lines.append(f"Skipped: {summary['skipped']} files of unknown type")
+    lines += [f"Failed: {f['source']}: {f['reason']}" for f in summary["failures"]]
+    if summary["dry_run"]:
+        lines.append("Nothing was written (--dry-run).")
+    else:
+        kept = "kept" if summary["contract"]["ok"] else "BROKEN"
+        lines.append(
+            f"Snapshot {summary['snapshot']} in {summary['seconds']:.1f} s; contract {kept} "
+            f"({summary['contract']['report']})"
+        )
+    return "\n".join(lines)
+
+
+def search(
+    query: Annotated[str, typer.Argument(help="What to look for.")],
+    k: Annotated[int | None, typer.Option("-k", help="Most hits.")] = None,
+    mode: Annotated[str | None, typer.Option(help="hybrid, vector or text.")] = None,
+    where: Annotated[
+        str | None,
+        typer.Option("--filter", help="SQL over chunk columns, e.g. \"source = 'a.md'\""),
+    ] = None,
+    at: Annotated[str, typer.Option(help="Snapshot or tag to search; empty is the newest.")] = "",
+    collection: Annotated[
+        list[str] | None, typer.Option(help="Only these collections; may be given again.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings, for example retrieval.k=8."),
+    ] = None,
+    config: ConfigFiles = None,
+    as_json: Json = False,
+) -> None:
+    """Look into the feature store."""
+    values = {"retrieval.k": k, "retrieval.mode": mode}
+
+    def work(_: Progress) -> dict[str, Any]:
+        settings = settings_from(config, overrides, values)
+        from rag_fti.retrieval import build_retriever
+
+        retriever = build_retriever(settings)
+        found = retriever.retrieve(query, where=where, at=at, collections=collection)
+        return {
+            "snapshot": found.snapshot,
+            "hits": [hit.to_dict() for hit in found.hits],
+            "seconds": round(found.seconds, 4),
+        }
+
+    run_command(work, as_json=as_json, render=render_search)
+
+
+def render_search(summary: Mapping[str, Any]) -> str:
+    """Hits for people: where each is and how it begins."""
+    if not summary["hits"]:
+        return f"No hits in snapshot {summary['snapshot']}."
+    lines = []
+    for number, hit in enumerate(summary["hits"], start=1):
+        page = f", page {hit['page']}" if hit["page"] else ""
+        label = " > ".join(part for part in (hit["title"], hit["heading"]) if part)
+        text = " ".join(hit["text"].split())
+        short = text if len(text) <= _SNIPPET_CHARS else text[:_SNIPPET_CHARS].rstrip() + " …"
+        lines += [
+            f"{number}. {hit['source']}{page} [{hit['start']}:{hit['end']}]  {hit['score']:.3f}",
+            f"   {label}",
+            f"   {short}",
+        ]
+    return "\n".join(lines)

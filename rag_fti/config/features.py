@@ -56,6 +56,8 @@ class IngestConfig(Section):
     """A commit is made once this many chunks are waiting; bounds memory."""
     engine: Literal["local", "ray"] = "local"
     """Where the batch functions run."""
+    keep_versions_days: Annotated[float, Field(ge=0)] = 7.0
+    """Days that old store versions stay readable; tagged ones stay for ever."""
     fail_on_quarantine: bool = True
     """Exit 1 when a file could not be read (the others are ingested all the same)."""
 

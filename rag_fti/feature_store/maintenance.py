@@ -8,6 +8,9 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from rag_fti.errors import StoreError
 from rag_fti.feature_store.tables import Tables, mapped_errors
 
@@ -39,6 +42,24 @@ def purge(tables: Tables, name: str) -> None:
         _retry(f"update the indexes of {name}", lambda: _merge_indexes(table))
         _clean(table, name, older_than=timedelta(0), delete_unverified=alone)
     tables.forget()
+
+
+def incomplete(documents: pa.Table, chunks: pa.Table) -> frozenset[str]:
+    """Ids of documents whose row and chunks do not belong together.
+
+    Args:
+        documents: Columns ``document_id``, ``version``, ``chunk_count``.
+        chunks: Columns ``document_id``, ``document_version``.
+    """
+    counted = chunks.group_by(["document_id", "document_version"]).aggregate([([], "count_all")])
+    expected = documents.filter(pc.greater(documents["chunk_count"], 0))
+    joined = expected.join(counted, keys="document_id", join_type="full outer")
+    agrees = pc.and_(
+        pc.equal(joined["version"], joined["document_version"]),
+        pc.equal(pc.cast(joined["chunk_count"], pa.int64()), joined["count_all"]),
+    )
+    wrong = joined.filter(pc.invert(pc.fill_null(agrees, False)))
+    return frozenset(wrong["document_id"].to_pylist())
 
 
 def _merge_indexes(table: Any) -> None:

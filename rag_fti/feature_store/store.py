@@ -192,17 +192,10 @@ class FeatureStore:
             IncompatibleArtifact: If it was not.
             StoreError: If nothing was ever ingested.
         """
-        metadata = self._tables.get("chunks").schema.metadata or {}
-        stored = json.loads(metadata[b"embedder"])
-        differing = [
-            f"{key} is {stored[key]!r} in the store and {value!r} here"
-            for key, value in embedder.to_dict().items()
-            if key != "model" and stored[key] != value
-        ]
-        if differing:
+        self._tables.get("chunks")
+        if mismatch := self.embedder_mismatch(embedder):
             raise IncompatibleArtifact(
-                f"The feature store {self.uri} was filled with the embedder "
-                f"{stored['model']!r}, not with {embedder.model!r}: {'; '.join(differing)}.",
+                f"The feature store {self.uri} was filled with another embedder: {mismatch}.",
                 next_step="Use the store's embedder, or ingest into a new storage root.",
             )
         if chunker_digest is not None and chunker_digest != self.recipe().chunker_digest:
@@ -210,6 +203,18 @@ class FeatureStore:
                 f"The documents in {self.uri} were cut with other chunking settings.",
                 next_step="Ingest them again with these settings, or use the settings they have.",
             )
+
+    def embedder_mismatch(self, embedder: EmbedderFingerprint) -> str:
+        """How an embedder differs from the one that filled the store; empty if it does not."""
+        chunks = self._tables.find("chunks")
+        if chunks is None:
+            return ""
+        stored = json.loads((chunks.schema.metadata or {})[b"embedder"])
+        return "; ".join(
+            f"{key} is {stored[key]!r} in the store and {value!r} here"
+            for key, value in embedder.to_dict().items()
+            if key != "model" and stored[key] != value
+        )
 
     # -- searching -------------------------------------------------------------------------
 
@@ -278,6 +283,11 @@ class FeatureStore:
         table = self._at("chunks", at)
         with mapped_errors("count chunks", next_step=_BAD_FILTER):
             return int(table.count_rows(where))
+
+    def repeated_chunks(self) -> int:
+        """Rows of ``chunks`` whose id another row has already; 0 when all is well."""
+        column = self.chunks(columns=["chunk_id"])["chunk_id"]
+        return len(column) - len(column.unique())
 
     def get_chunks(self, chunk_ids: Sequence[str], *, at: str = "") -> list[Hit]:
         """The chunks with these ids, in their order; unknown ids are left out. Scores are 0."""
@@ -395,6 +405,15 @@ class FeatureStore:
                     .when_not_matched_insert_all()
                     .execute(documents)
                 )
+
+    def incomplete_documents(self) -> frozenset[str]:
+        """Ids of documents whose row and chunks disagree, after a crash between two commits."""
+        if self._tables.find("documents") is None or self._tables.find("chunks") is None:
+            return frozenset()
+        with self._tables.locked(shared=True):
+            documents = self.documents(columns=["document_id", "version", "chunk_count"])
+            chunks = self.chunks(columns=["document_id", "document_version"])
+        return maintenance.incomplete(documents, chunks)
 
     def delete_documents(self, document_ids: Sequence[str]) -> int:
         """Remove documents and their chunks from tables and indexes.

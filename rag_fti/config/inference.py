@@ -69,6 +69,12 @@ class ServingConfig(Section):
     """YAML of hashed API keys with scopes and collections (see ``rag-fti keys add``)."""
     max_queue: Annotated[int, Field(ge=1, le=100_000)] = 64
     """Requests that may wait; beyond it the answer is 429."""
+    max_running: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Requests worked on at once; 0 is twice the generator's batch."""
+    max_models: Annotated[int, Field(ge=1, le=64)] = 3
+    """Model versions kept in memory at once."""
+    body_seconds: Annotated[float, Field(gt=0)] = 30.0
+    """Longest time a request's head, and then its body, may take to arrive."""
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
     """Longest time for one request."""
     max_request_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024

@@ -211,6 +211,7 @@ class Engine:
         at: str = "",
         sampling: Sampling | None = None,
         cancellation: Cancellation | None = None,
+        response_id: str = "",
     ) -> Iterator[str | Answer]:
         """Answer one question piece by piece.
 
@@ -228,6 +229,7 @@ class Engine:
             at=at or self._follow,
         )
         prepared = self._prepare(question, condensed, retrieved, sampling or Sampling())
+        prepared = replace(prepared, id=response_id or prepared.id)
         if prepared.request is None:
             answer = self._finish(prepared, None, 0.0)
             yield answer.answer
@@ -258,8 +260,7 @@ class Engine:
     def _prepare(
         self, question: str, condensed: Condensed, retrieved: Retrieved, sampling: Sampling
     ) -> Prepared:
-        identifier = f"chatcmpl-{uuid.uuid4().hex}"
-        prepared = Prepared(identifier, question, retrieved, (), None, "")
+        prepared = Prepared(new_response_id(), question, retrieved, (), None, "")
         if not retrieved.hits:
             return prepared
         generator = self.served.generator
@@ -326,6 +327,11 @@ class Engine:
     def _count_text(self, text: str) -> int:
         count: Any = getattr(self.served.generator, "count_tokens", None)
         return int(count(text)) if count else int(len(text) / _CHARS_PER_TOKEN) + 1
+
+
+def new_response_id() -> str:
+    """A fresh id for an answer."""
+    return f"chatcmpl-{uuid.uuid4().hex}"
 
 
 def require_documents(store: Any) -> None:

@@ -1,0 +1,174 @@
+"""``POST /v1/chat/completions``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from rag_fti.inference.engine import Sampling, new_response_id
+from rag_fti.schemas import Answer
+from serving.access import Chatting, ServicesDep
+from serving.auth import Principal
+from serving.errors import json_response
+from serving.exchange import EventStream, Exchange
+from serving.filters import explained
+from serving.routes.responses import errors
+from serving.services import Services
+from serving.wire import ChatRequest, chunk, usage
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", responses=errors(404, 504), response_class=Response)
+async def create_chat_completion(
+    body: ChatRequest, request: Request, principal: Chatting, services: ServicesDep
+) -> Response:
+    """Answer the last message from the documents that the key may see.
+
+    The fields are OpenAI's; ``k``, ``mode``, ``filter``, ``at`` and ``collection`` steer
+    retrieval. System messages are ignored: the prompt is the server's own.
+    """
+    started = time.perf_counter()
+    created = int(time.time())
+    identifier = new_response_id()
+    exchange = Exchange(services, request.receive)
+    streaming = False
+    try:
+        await exchange.start(lambda: answer_items(body, principal, services, exchange, identifier))
+        model = await exchange.next()
+        first = await exchange.next()
+        services.metrics.first_token.observe(time.perf_counter() - started)
+        if not body.stream:
+            while not isinstance(first, Answer):
+                first = await exchange.next()
+            return json_response(completion(first, created))
+        streaming = True
+        return EventStream(exchange, events(body, exchange, identifier, created, str(model), first))
+    finally:
+        if not streaming:
+            exchange.close()
+
+
+def answer_items(
+    body: ChatRequest,
+    principal: Principal,
+    services: Services,
+    exchange: Exchange,
+    identifier: str,
+) -> Iterator[str | Answer]:
+    """The model's name, then the pieces of its answer, then the answer. Runs on a thread."""
+    *earlier, last = body.messages
+    history = [
+        {"role": turn.role, "content": turn.plain()}
+        for turn in earlier
+        if turn.role in ("user", "assistant") and turn.plain().strip()
+    ]
+    collections = principal.visible(body.collection)
+    sampling = Sampling(
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        temperature=body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        stop=body.stops,
+        seed=body.seed,
+    )
+    with services.pool.lease(body.model) as engine, explained(services, body.filter):
+        yield engine.model
+        for item in engine.stream(
+            last.plain(),
+            history=history,
+            k=body.k,
+            mode=body.mode,
+            where=body.filter,
+            collections=collections,
+            at=body.at,
+            sampling=sampling,
+            cancellation=exchange.cancellation,
+            response_id=identifier,
+        ):
+            if isinstance(item, Answer):
+                # Also when the client has left: what was computed is logged.
+                record(item, body, principal, services, collections)
+            yield item
+
+
+def record(
+    answer: Answer,
+    body: ChatRequest,
+    principal: Principal,
+    services: Services,
+    collections: list[str] | None,
+) -> None:
+    """Log and count a finished answer."""
+    services.metrics.observe_answer(answer)
+    services.remember(answer.id, principal.key_id)
+    services.log.record(
+        answer,
+        key_id=principal.key_id,
+        collections=collections,
+        settings={
+            "route": "chat",
+            "requested_model": body.model,
+            "stream": body.stream,
+            "turns": len(body.messages),
+            **body.model_dump(
+                include={"k", "mode", "filter", "at", "temperature", "top_p", "seed", "max_tokens"},
+                exclude_none=True,
+            ),
+        },
+    )
+
+
+def extras(answer: Answer) -> dict[str, Any]:
+    """What stands beside ``choices``."""
+    return {
+        "citations": [citation.to_dict() for citation in answer.citations],
+        "abstained": answer.abstained,
+        "snapshot": answer.snapshot,
+    }
+
+
+def completion(answer: Answer, created: int) -> dict[str, Any]:
+    """An answer as a ``chat.completion`` object."""
+    return {
+        "id": answer.id,
+        "object": "chat.completion",
+        "created": created,
+        "model": answer.model,
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": answer.answer, "refusal": None},
+                "logprobs": None,
+                "finish_reason": answer.finish_reason,
+            }
+        ],
+        "usage": usage(answer.prompt_tokens, answer.completion_tokens),
+        **extras(answer),
+    }
+
+
+async def events(
+    body: ChatRequest,
+    exchange: Exchange,
+    identifier: str,
+    created: int,
+    model: str,
+    first: str | Answer | None,
+) -> AsyncIterator[dict[str, Any]]:
+    """An answer as ``chat.completion.chunk`` objects."""
+    head: dict[str, Any] = {"identifier": identifier, "created": created, "model": model}
+    yield chunk(**head, delta={"role": "assistant", "content": ""})
+    item = first
+    while item is not None:
+        if isinstance(item, Answer):
+            yield chunk(**head, delta={}, finish_reason=item.finish_reason, **extras(item))
+            if body.stream_options and body.stream_options.include_usage:
+                counted = usage(item.prompt_tokens, item.completion_tokens)
+                yield chunk(**head, delta=None, usage=counted, **extras(item))
+        else:
+            yield chunk(**head, delta={"content": item})
+        item = await exchange.next()

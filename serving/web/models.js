@@ -14,15 +14,16 @@ export function createPicker() {
     const body = await (await request("v1/models")).json();
     models = body.data;
     const wanted = select.disabled ? sessionStorage.getItem(CHOICE) : select.value;
-    const aliases = models.filter((model) => kind(model) === "alias");
-    const others = models.filter((model) => kind(model) !== "alias");
+    const aliases = distinct(models.filter(isAlias));
+    const versions = models.filter((model) => !isAlias(model));
     select.replaceChildren(
       ...group("Follows an alias", aliases),
-      ...group(aliases.length ? "Stays on a version" : "Models", others),
+      ...group(aliases.length ? "Stays on a version" : "Models", versions),
     );
-    const known = models.some((model) => model.id === wanted);
-    if (models.length) select.value = known ? wanted : preferred(models);
-    select.disabled = models.length === 0;
+    if (!models.length) return;
+    select.value = models.some((model) => model.id === wanted) ? wanted : preferred(models);
+    if (!select.value) select.selectedIndex = 0; // what was wanted is listed under another id
+    select.disabled = false;
   }
 
   select.addEventListener("change", () => sessionStorage.setItem(CHOICE, select.value));
@@ -36,11 +37,21 @@ export function createPicker() {
   };
 }
 
-/** `name@3` is a version, `name@champion` an alias, anything else a model of its own. */
-function kind({ id }) {
-  const tail = id.split("@")[1];
-  if (!tail) return "model";
-  return /^\d+$/.test(tail) ? "version" : "alias";
+/** An alias stands for something else: the version that answers now. */
+const isAlias = ({ id, root }) => Boolean(root) && root !== id;
+
+/** `champion` and `handbook@champion` are one where both mean `handbook@3`. */
+function distinct(aliases) {
+  const seen = new Set();
+  return aliases.filter((model) => {
+    const text = label(model);
+    return !seen.has(text) && seen.add(text);
+  });
+}
+
+function label(model) {
+  const { id, root } = model;
+  return isAlias(model) ? `${id.split("@").pop()} → ${root.split("/").pop()}` : id;
 }
 
 function preferred(models) {
@@ -50,13 +61,6 @@ function preferred(models) {
 
 function group(name, models) {
   if (!models.length) return [];
-  const options = models.map(({ id, root }) =>
-    element("option", { value: id, text: root && root !== id ? `${aliasOf(id)} → ${short(root)}` : id }),
-  );
+  const options = models.map((model) => element("option", { value: model.id, text: label(model) }));
   return [element("optgroup", { label: name }, ...options)];
 }
-
-const aliasOf = (id) => id.split("@").pop();
-
-/** `name@3` out of `name@3`, the last part out of a path. */
-const short = (root) => root.split("/").pop();

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,35 +87,80 @@ def weights_digest(directory: Path) -> str:
     return ids.digest_of_files(sorted(files), root=directory)
 
 
+def _shape(directory: Path) -> tuple[int, int]:
+    """Dimension and token limit of a sentence-transformers model, from its files.
+
+    Raises:
+        ConfigError: If they do not tell.
+    """
+    try:
+        modules = json.loads((directory / "modules.json").read_text(encoding="utf-8"))
+        transformer = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        dimension = int(transformer["hidden_size"])
+        for module in modules:
+            config = directory / module["path"] / "config.json"
+            if module["path"] and config.is_file():
+                values = json.loads(config.read_text(encoding="utf-8"))
+                # A dense layer after pooling changes the dimension.
+                dimension = int(values.get("out_features", dimension))
+        limit = int(transformer.get("max_position_embeddings", 512))
+        own = directory / "sentence_bert_config.json"
+        if own.is_file():
+            limit = int(json.loads(own.read_text(encoding="utf-8")).get("max_seq_length") or limit)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{directory} is no sentence-transformers model: {error}",
+            next_step="Give a model that was saved by sentence-transformers.",
+        ) from error
+    if not (directory / "tokenizer.json").is_file():
+        raise ConfigError(
+            f"{directory} has no tokenizer.json.",
+            next_step="Save the model with a fast tokenizer.",
+        )
+    return dimension, limit
+
+
 class SentenceEmbedder:
     """A sentence-transformers model behind the :class:`rag_fti.protocols.Embedder` protocol.
 
-    Stored texts are encoded longest first, so that a batch holds texts of like length, and in
-    bfloat16 autocast where the processor has it; questions in float32.
+    The model is loaded when the first text is encoded: what it is and how it counts tokens is
+    read from its files, so that a run with nothing to embed costs next to nothing. Stored texts
+    are encoded longest first, so that a batch holds texts of like length, and in bfloat16
+    autocast where the processor has it; questions in float32.
 
     Args:
-        model: The loaded model.
+        directory: The model's files.
         fingerprint: What it is.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        dtype: Arithmetic for stored texts: ``auto``, ``float32``, ``bfloat16``, ``float16``.
+        backend: ``torch``, ``onnx`` or ``openvino``.
         batch_size: Texts per forward pass.
-        autocast: Torch dtype of autocast for stored texts, or None for the model's own.
         processes: Worker processes for stored texts.
     """
 
     def __init__(
         self,
         *,
-        model: SentenceTransformer,
+        directory: Path,
         fingerprint: EmbedderFingerprint,
-        batch_size: int,
-        autocast: Any = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        backend: str = "torch",
+        batch_size: int = 32,
         processes: int = 1,
     ) -> None:
-        self._model = model
+        self._directory = directory
         self._fingerprint = fingerprint
+        self._device = device
+        self._dtype = dtype
+        self._backend = backend
         self._batch_size = batch_size
-        self._autocast = autocast
         self._processes = processes
+        self._autocast: Any = None
+        self._loaded: SentenceTransformer | None = None
+        self._tokens: Any = None
         self._pool: dict[str, Any] | None = None
+        self._lock = threading.Lock()
 
     @classmethod
     def load(
@@ -130,14 +177,14 @@ class SentenceEmbedder:
         query_prompt: str = "",
         document_prompt: str = "",
     ) -> SentenceEmbedder:
-        """Load a model.
+        """Find a model and read what it is.
 
         Args:
             model: Packaged name, directory or hub id.
             revision: Hub revision.
-            device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-            dtype: Arithmetic for stored texts: ``auto``, ``float32``, ``bfloat16``, ``float16``.
-            backend: ``torch``, ``onnx`` or ``openvino``.
+            device: Where it runs.
+            dtype: Arithmetic for stored texts.
+            backend: Inference backend.
             batch_size: Texts per forward pass.
             processes: Worker processes for stored texts.
             normalize: Scale vectors to unit length.
@@ -145,59 +192,78 @@ class SentenceEmbedder:
             document_prompt: Text put before stored texts.
 
         Raises:
-            ConfigError: If the model cannot be found or loaded.
+            ConfigError: If the model cannot be found, or is no sentence-transformers model.
         """
+        directory = locate_model(model, revision)
+        dimension, max_tokens = _shape(directory)
+        fingerprint = EmbedderFingerprint(
+            model=model,
+            weights_digest=weights_digest(directory),
+            dimension=dimension,
+            max_tokens=max_tokens,
+            normalized=normalize,
+            query_prompt=query_prompt,
+            document_prompt=document_prompt,
+        )
+        return cls(
+            directory=directory,
+            fingerprint=fingerprint,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            batch_size=batch_size,
+            processes=processes,
+        )
+
+    def warm_up(self) -> None:
+        """Load the model now.
+
+        Raises:
+            ConfigError: If it cannot be loaded.
+        """
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load_model()
+
+    def _load_model(self) -> SentenceTransformer:
         import torch
 
         from rag_fti.models.hardware import pick_device, pick_dtype
 
-        directory = locate_model(model, revision)
-        where = pick_device(device)
-        arithmetic = pick_dtype(dtype, where)
+        device = pick_device(self._device)
+        dtype = pick_dtype(self._dtype, device)
+        backend: Any = self._backend
         try:
             from sentence_transformers import SentenceTransformer
             from transformers.utils import logging as transformers_logging
 
             transformers_logging.disable_progress_bar()
-            loaded = SentenceTransformer(
-                str(directory), device=where, backend=backend, local_files_only=True
+            model = SentenceTransformer(
+                str(self._directory), device=device, backend=backend, local_files_only=True
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ConfigError(
-                f"Cannot load the embedding model {model!r} with the {backend} backend: {error}",
+                f"Cannot load the embedding model {self._fingerprint.model!r} with the "
+                f"{self._backend} backend: {error}",
                 next_step="Check embedder.model and embedder.backend; onnx and openvino need "
                 "the extras of sentence-transformers.",
             ) from error
-        dimension = loaded.get_embedding_dimension()
-        if dimension is None:
-            dimension = int(np.asarray(loaded.encode(["x"])).shape[1])
-        fingerprint = EmbedderFingerprint(
-            model=model,
-            weights_digest=weights_digest(directory),
-            dimension=int(dimension),
-            max_tokens=int(loaded.max_seq_length or loaded.tokenizer.model_max_length),
-            normalized=normalize,
-            query_prompt=query_prompt,
-            document_prompt=document_prompt,
-        )
-        mixed = arithmetic if backend == "torch" and arithmetic != torch.float32 else None
-        return cls(
-            model=loaded,
-            fingerprint=fingerprint,
-            batch_size=batch_size,
-            autocast=mixed,
-            processes=processes,
-        )
+        model.max_seq_length = self._fingerprint.max_tokens
+        if self._backend == "torch" and dtype != torch.float32:
+            self._autocast = dtype
+        return model
+
+    @property
+    def _model(self) -> SentenceTransformer:
+        if self._loaded is None:
+            self.warm_up()
+        assert self._loaded is not None
+        return self._loaded
 
     @property
     def fingerprint(self) -> EmbedderFingerprint:
         """What this embedder is."""
         return self._fingerprint
-
-    @property
-    def tokenizer(self) -> Any:
-        """The model's Hugging Face tokenizer."""
-        return self._model.tokenizer
 
     def encode_documents(self, texts: Sequence[str]) -> Vectors:
         """Vectors of stored texts, float32 of shape ``(len(texts), dimension)``."""
@@ -230,10 +296,20 @@ class SentenceEmbedder:
         """Tokens of each text, special tokens left out."""
         if not texts:
             return []
-        encoded = self._model.tokenizer(
-            list(texts), add_special_tokens=False, truncation=False, verbose=False
-        )
-        return [len(tokens) for tokens in encoded["input_ids"]]
+        tokenizer = self._fast_tokenizer()
+        encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [len(encoding.ids) for encoding in encoded]
+
+    def _fast_tokenizer(self) -> Any:
+        """The model's tokenizer without truncation and without the weight of transformers."""
+        with self._lock:
+            if self._tokens is None:
+                from tokenizers import Tokenizer
+
+                self._tokens = Tokenizer.from_file(str(self._directory / "tokenizer.json"))
+                self._tokens.no_truncation()
+                self._tokens.no_padding()
+            return self._tokens
 
     def close(self) -> None:
         """Stop worker processes, where there are any."""
@@ -254,11 +330,12 @@ class SentenceEmbedder:
         return self._finish(np.asarray(vectors))
 
     def _mixed_precision(self) -> contextlib.AbstractContextManager[Any]:
+        model = self._model  # loading it decides the arithmetic
         if self._autocast is None:
             return contextlib.nullcontext()
         import torch
 
-        return torch.autocast(self._model.device.type, dtype=self._autocast)
+        return torch.autocast(model.device.type, dtype=self._autocast)
 
     def _finish(self, vectors: np.ndarray[Any, Any]) -> Vectors:
         result = np.ascontiguousarray(vectors, dtype=np.float32)

@@ -48,8 +48,9 @@ class DatasetConfig(Section):
     ``held_out`` are never used."""
     evaluation_questions: tuple[Path, ...] = ()
     """Question files that must not leak into the dataset."""
-    passages: Annotated[int, Field(ge=1, le=50)] = 4
-    """Passages in each example's context (the serving packer may keep fewer)."""
+    passages: Annotated[int, Field(ge=0, le=50)] = 0
+    """Passages in each example's context; 0 takes ``retrieval.k``, as serving does (the packer may
+    keep fewer)."""
     unanswerable_share: Annotated[float, Field(ge=0, le=0.9)] = 0.2
     """Share of examples whose context lacks the supporting chunk."""
     questions_per_chunk: Annotated[int, Field(ge=1, le=50)] = 4
@@ -61,8 +62,8 @@ class DatasetConfig(Section):
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of document groups in the test split."""
     near_duplicate_similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Jaccard similarity of word 5-grams from which documents or questions count as near
-    duplicates."""
+    """Jaccard similarity from which texts count as near duplicates: of word 5-grams for documents,
+    of character 4-grams for questions."""
     seed: int = 17
     """Seed of all sampling."""
     teacher: TeacherConfig = TeacherConfig()

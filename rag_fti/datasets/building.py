@@ -1,0 +1,173 @@
+"""From filtered candidates to the rows of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from rag_fti import ids, prompts, schemas
+from rag_fti.datasets.candidates import Candidate
+from rag_fti.datasets.contexts import SPARE_HITS, Context, with_answer, without_answer
+from rag_fti.datasets.storage import SPLITS
+from rag_fti.progress import Progress
+from rag_fti.schemas import Hit
+
+TASK = "answer"
+_BATCH = 64
+
+
+class Retrieves(Protocol):
+    """The serving retriever, as far as it is needed here."""
+
+    def retrieve_many(
+        self, questions: Sequence[str], *, k: int, at: str, collections: Sequence[str] | None
+    ) -> Sequence[Any]:
+        """Ranked hits of each question."""
+        ...
+
+
+@dataclass
+class Built:
+    """Rows and what was seen on the way."""
+
+    rows: list[dict[str, Any]]
+    """Rows with a further key ``split``."""
+    candidates: list[Candidate]
+    """The candidate of each row."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    retrieved: int = 0
+    """Answerable candidates whose supporting chunk was among the passages by itself."""
+    inserted: int = 0
+    """Answerable candidates for which it was put in."""
+
+    @property
+    def retrieval_recall(self) -> float:
+        """Share of the questions for which the serving retriever finds the answer."""
+        asked = self.retrieved + self.inserted
+        return self.retrieved / asked if asked else 0.0
+
+    def table(self, split: str) -> pa.Table:
+        """Rows of one split."""
+        rows = [
+            {k: v for k, v in row.items() if k != "split"}
+            for row in self.rows
+            if row["split"] == split
+        ]
+        return pa.Table.from_pylist(rows, schema=schemas.instructions_schema())
+
+    def tables(self) -> dict[str, pa.Table]:
+        """Rows of each split."""
+        return {split: self.table(split) for split in SPLITS}
+
+
+def build_rows(
+    candidates: Sequence[Candidate],
+    *,
+    groups: Sequence[str],
+    splits: Mapping[str, str],
+    retriever: Retrieves,
+    snapshot: str,
+    collections: Sequence[str] | None,
+    passages: int,
+    unanswerable_share: float,
+    count_tokens: Callable[[str], int],
+    budget: int,
+    seed: int,
+    progress: Progress,
+) -> Built:
+    """Give every candidate a context and a target.
+
+    Args:
+        candidates: Filtered candidates.
+        groups: Group of each.
+        splits: Split of each group.
+        retriever: The serving retriever.
+        snapshot: State of the store to search.
+        collections: Collections to search; None for all.
+        passages: Passages shown.
+        unanswerable_share: Share of rows without the answer in their context, counting
+            questions that the documents do not answer at all.
+        count_tokens: Tokens of a text as the model to be trained counts them.
+        budget: Most tokens of all passages.
+        seed: Decides which rows lose their answer, and where missed chunks are put in.
+        progress: Receives progress.
+    """
+    natural = sum(not candidate.answerable for candidate in candidates)
+    missing = max(0.0, unanswerable_share * len(candidates) - natural)
+    share = missing / max(1, len(candidates) - natural)
+    built = Built([], [])
+    for start in range(0, len(candidates), _BATCH):
+        part = candidates[start : start + _BATCH]
+        found = retriever.retrieve_many(
+            [candidate.question for candidate in part],
+            k=passages + SPARE_HITS,
+            at=snapshot,
+            collections=collections,
+        )
+        for offset, (candidate, result) in enumerate(zip(part, found, strict=True)):
+            group = groups[start + offset]
+            identity = ids.content_id("example", candidate.question, candidate.answer)
+            random = np.random.default_rng([seed, int(identity[:12], 16)])
+            keep = candidate.answerable and random.random() >= share
+            context = (
+                with_answer(
+                    candidate, result.hits, passages=passages, count_tokens=count_tokens,
+                    budget=budget, random=random,
+                )
+                if keep
+                else without_answer(
+                    candidate, result.hits, passages=passages, count_tokens=count_tokens,
+                    budget=budget,
+                )
+            )  # fmt: skip
+            if context is None:
+                reason = "answer does not fit the context" if keep else "no passage left"
+                built.dropped[reason] = built.dropped.get(reason, 0) + 1
+                continue
+            if keep:
+                built.inserted += context.inserted
+                built.retrieved += not context.inserted
+            built.rows.append(_row(identity, candidate, context, group, splits[group]))
+            built.candidates.append(candidate)
+        progress.update(
+            "retrieving contexts", min(start + _BATCH, len(candidates)), len(candidates)
+        )
+    return built
+
+
+def _row(
+    identity: str, candidate: Candidate, context: Context, group: str, split: str
+) -> dict[str, Any]:
+    answered = bool(context.supporting)
+    target = (
+        prompts.answer_target(candidate.answer, context.supporting[:1])
+        if answered
+        else prompts.ABSTENTION
+    )
+    messages = [
+        *prompts.answer_messages(candidate.question, context.passages),
+        {"role": "assistant", "content": target},
+    ]
+    sources: dict[str, Hit] = {}
+    for hit in (*context.hits, *candidate.chunks):
+        sources.setdefault(hit.document_id, hit)
+    return {
+        "example_id": identity,
+        "task": TASK,
+        "question": candidate.question,
+        "answer": candidate.answer if answered else "",
+        "answerable": answered,
+        "messages": messages,
+        "context_chunk_ids": [hit.chunk_id for hit in context.hits],
+        "supporting_chunk_ids": [context.hits[n - 1].chunk_id for n in context.supporting],
+        "withheld_chunk_ids": list(context.withheld),
+        "document_ids": list(sources),
+        "document_versions": [hit.document_version for hit in sources.values()],
+        "group": group,
+        "generator": candidate.generator,
+        "split": split,
+    }

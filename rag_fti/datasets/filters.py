@@ -1,0 +1,160 @@
+"""What is kept out of a dataset, each with its reason counted."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from rag_fti import prompts
+from rag_fti.alignment import align
+from rag_fti.datasets.candidates import Candidate
+from rag_fti.datasets.near_duplicates import NearDuplicates, question_shingles
+
+MIN_QUESTION_WORDS = 3
+MAX_QUESTION_WORDS = 40
+MAX_ANSWER_WORDS = 60
+_MIN_LANGUAGE_WORDS = 5
+
+_DEPENDENT = re.compile(
+    r"\b(?:th(?:is|e|ese) (?:section|passage|text|document|chapter|paragraph|table|figure|list|"
+    r"article|page|excerpt|snippet|context|above|below|following|provided|given)|"
+    r"(?:mentioned|described|listed|shown|stated|discussed|defined|given) (?:above|below|here|"
+    r"earlier|in the (?:text|passage|section|table|document))|"
+    r"according to (?:the|this) (?:text|passage|document|section|table|author)|"
+    r"passage \d|\[\d{1,3}\])",
+    re.IGNORECASE,
+)
+_UNKNOWING = re.compile(
+    r"\b(?:i (?:do not|don['\u2019]t) know|don['\u2019]t know|not (?:mentioned|stated|specified|"
+    r"provided|given|available|clear)|no (?:information|answer)|"
+    r"cannot (?:be )?(?:answer|determin)\w*|unanswerable|as an ai|i['\u2019]m sorry|n/a)\b",
+    re.IGNORECASE,
+)
+_PRONOUN = re.compile(
+    r"^(?:what|who|where|when|why|how|which)\s+(?:(?:is|are|was|were|do|does|did|has|have|can|will)\s+)?"
+    r"(?:it|they|he|she|this|that|these|those|them)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class EvaluationQuestion:
+    """A question that must not be in a dataset."""
+
+    question: str
+    answers: tuple[str, ...]
+    chunk_ids: frozenset[str]
+    """Chunks that hold its answer."""
+
+
+@dataclass(frozen=True)
+class Filtered:
+    """What was kept, and why the rest was not."""
+
+    kept: tuple[Candidate, ...]
+    dropped: dict[str, int]
+    """Reason to number of candidates."""
+
+
+def filter_candidates(
+    candidates: Sequence[Candidate],
+    *,
+    similarity: float,
+    evaluation: Sequence[EvaluationQuestion],
+    language_of: Callable[[str], str],
+) -> Filtered:
+    """Keep candidates that are worth training on.
+
+    Args:
+        candidates: In order of preference: of near duplicates the first is kept.
+        similarity: Jaccard similarity of character 4-grams from which two questions count as
+            the same.
+        evaluation: Questions of evaluation files.
+        language_of: Names the language of a text, or "" where it cannot tell.
+    """
+    seen: NearDuplicates[int] = NearDuplicates(similarity)
+    held: NearDuplicates[int] = NearDuplicates(similarity)
+    for number, item in enumerate(evaluation):
+        held.add(number, question_shingles(item.question))
+    facts = {
+        (chunk, _plain(a)) for item in evaluation for a in item.answers for chunk in item.chunk_ids
+    }
+    kept: list[Candidate] = []
+    dropped: Counter[str] = Counter()
+    for original in candidates:
+        candidate, reason = _checked(original, language_of)
+        shingles = question_shingles(candidate.question)
+        if not reason and held.find(shingles):
+            reason = "same as an evaluation question"
+        if not reason and any(
+            (hit.chunk_id, _plain(candidate.answer)) in facts for hit in candidate.chunks
+        ):
+            reason = "same fact as an evaluation question"
+        if not reason and _repeats(candidate, kept, seen.find(shingles)):
+            reason = "near duplicate"
+        if reason:
+            dropped[reason] += 1
+            continue
+        seen.add(len(kept), shingles)
+        kept.append(candidate)
+    return Filtered(tuple(kept), dict(sorted(dropped.items())))
+
+
+def _checked(candidate: Candidate, language_of: Callable[[str], str]) -> tuple[Candidate, str]:
+    """The candidate with its answer in its chunk's own spelling, and why it is not fit."""
+    question = candidate.question.strip()
+    reason = _question_fault(question)
+    if not reason and candidate.answerable:
+        reason = _answer_fault(candidate, question)
+    if reason or not candidate.answerable:
+        return candidate, reason
+    spans = [(hit, align(candidate.answer, hit.text)) for hit in candidate.chunks]
+    supported = [(hit, span) for hit, span in spans if span is not None]
+    if not supported:
+        return candidate, "answer not in its chunk"
+    hit, span = supported[0]
+    asked, told = language_of(question), language_of(hit.text)
+    if asked and told and asked != told and len(question.split()) >= _MIN_LANGUAGE_WORDS:
+        return candidate, "other language than its chunk"
+    chunks = tuple(hit for hit, _ in supported)
+    return replace(candidate, question=question, answer=span.text, chunks=chunks), ""
+
+
+def _question_fault(question: str) -> str:
+    words = len(question.split())
+    if words < MIN_QUESTION_WORDS:
+        return "question too short"
+    if words > MAX_QUESTION_WORDS:
+        return "question too long"
+    if _DEPENDENT.search(question) or _PRONOUN.match(question):
+        return "depends on its passage"
+    return ""
+
+
+def _answer_fault(candidate: Candidate, question: str) -> str:
+    answer = candidate.answer
+    if _UNKNOWING.search(question) or _UNKNOWING.search(answer) or prompts.is_abstention(answer):
+        return "says it does not know"
+    if len(answer.split()) > MAX_ANSWER_WORDS:
+        return "answer too long"
+    if _plain(answer) and f" {_plain(answer)} " in f" {_plain(question)} ":
+        return "answer in question"
+    return ""
+
+
+def _repeats(
+    candidate: Candidate, kept: Sequence[Candidate], close: Sequence[tuple[int, float]]
+) -> bool:
+    """Whether a near duplicate asks for the same: "TRV-03" and "TRV-04" differ in one letter."""
+    return any(
+        score >= 0.999
+        or _plain(kept[number].answer) == _plain(candidate.answer)
+        or {h.chunk_id for h in kept[number].chunks} & {h.chunk_id for h in candidate.chunks}
+        for number, score in close
+    )
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))

@@ -1,0 +1,117 @@
+"""Texts that say nearly the same: exact Jaccard similarity without comparing all pairs.
+
+Two sets with Jaccard similarity of at least ``t`` share an element among the first
+``|x| - ceil(t |x|) + 1`` of each, in any order common to both (prefix filter, Chaudhuri et al.
+2006). Only these elements are indexed, so unrelated texts never meet.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+_SAMPLED_ABOVE = 2000
+
+
+def question_shingles(text: str, *, width: int = 4) -> frozenset[int]:
+    """Hashes of the character 4-grams of a question's words; case and punctuation aside."""
+    plain = " " + " ".join(re.findall(r"\w+", text.casefold())) + " "
+    return frozenset(
+        zlib.crc32(plain[n : n + width].encode()) for n in range(max(1, len(plain) - width + 1))
+    )
+
+
+def document_shingles(text: str, *, width: int = 5) -> frozenset[int]:
+    """Hashes of the word 5-grams of a document.
+
+    Of long documents only hashes divisible by 8 are kept: the same ones in each document, so
+    similarities stay what they are on average.
+    """
+    words = re.findall(r"\w+", text.casefold())
+    hashes = frozenset(
+        zlib.crc32(" ".join(words[n : n + width]).encode())
+        for n in range(max(1, len(words) - width + 1))
+    )
+    if len(hashes) <= _SAMPLED_ABOVE:
+        return hashes
+    return frozenset(value for value in hashes if value % 8 == 0)
+
+
+def jaccard(one: frozenset[int], other: frozenset[int]) -> float:
+    """Shared elements by all elements, in [0, 1]."""
+    shared = len(one & other)
+    return shared / (len(one) + len(other) - shared) if one or other else 1.0
+
+
+class NearDuplicates(Generic[Key]):
+    """An index of texts that finds near duplicates of another text.
+
+    Args:
+        similarity: Jaccard similarity from which two texts are near duplicates, in (0, 1].
+    """
+
+    def __init__(self, similarity: float) -> None:
+        self._similarity = similarity
+        self._sets: dict[Key, frozenset[int]] = {}
+        self._postings: dict[int, list[Key]] = {}
+
+    def add(self, key: Key, shingles: frozenset[int]) -> None:
+        """Put a text into the index."""
+        self._sets[key] = shingles
+        for element in self._prefix(shingles):
+            self._postings.setdefault(element, []).append(key)
+
+    def find(self, shingles: frozenset[int]) -> list[tuple[Key, float]]:
+        """Near duplicates in the index with their similarity, most similar first."""
+        met: set[Key] = set()
+        for element in self._prefix(shingles):
+            met.update(self._postings.get(element, ()))
+        scored = [(key, jaccard(shingles, self._sets[key])) for key in met]
+        close = [(key, score) for key, score in scored if score >= self._similarity]
+        return sorted(close, key=lambda pair: (-pair[1], str(pair[0])))
+
+    def _prefix(self, shingles: frozenset[int]) -> list[int]:
+        count = len(shingles) - math.ceil(self._similarity * len(shingles)) + 1
+        return sorted(shingles)[:count]
+
+
+class Groups:
+    """Disjoint sets of names (union-find)."""
+
+    def __init__(self) -> None:
+        self._parent: dict[str, str] = {}
+
+    def find(self, name: str) -> str:
+        """The name that stands for the set of ``name``."""
+        root = name
+        while (parent := self._parent.setdefault(root, root)) != root:
+            root = parent
+        while self._parent[name] != root:
+            self._parent[name], name = root, self._parent[name]
+        return root
+
+    def join(self, names: Iterable[str]) -> None:
+        """Put several names into one set; the smallest of their names stands for it."""
+        roots = sorted({self.find(name) for name in names})
+        for root in roots[1:]:
+            self._parent[root] = roots[0]
+
+
+def group_documents(texts: Mapping[str, str], *, similarity: float, groups: Groups) -> None:
+    """Join documents that are near duplicates of one another.
+
+    Args:
+        texts: Text by document id.
+        similarity: Jaccard similarity of word 5-grams from which two are joined.
+        groups: Receives the result.
+    """
+    index: NearDuplicates[str] = NearDuplicates(similarity)
+    for document, text in texts.items():
+        shingles = document_shingles(text)
+        groups.join([document, *(other for other, _ in index.find(shingles))])
+        index.add(document, shingles)

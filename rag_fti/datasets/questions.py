@@ -1,0 +1,103 @@
+"""The user's own question files as candidates."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rag_fti.alignment import align
+from rag_fti.datasets.candidates import Candidate
+from rag_fti.datasets.filters import EvaluationQuestion
+from rag_fti.evaluation.questions import same_source, supports
+from rag_fti.schemas import Hit, Question
+
+GENERATOR = "pairs"
+
+
+class ChunksBySource:
+    """Finds the chunks that a question's spans lie in.
+
+    Args:
+        chunks: All chunks.
+    """
+
+    def __init__(self, chunks: Sequence[Hit]) -> None:
+        self._chunks = chunks
+        self._by_source: dict[str, list[Hit]] = {}
+        for chunk in chunks:
+            self._by_source.setdefault(chunk.source, []).append(chunk)
+
+    def of(self, question: Question) -> list[Hit]:
+        """Chunks that hold a span of the question; where it has none, those with its answer.
+
+        Chunks that say an accepted answer come first.
+        """
+        wanted = {str(span["source"]) for span in question.spans}
+        near = [
+            chunk
+            for source, chunks in self._by_source.items()
+            if not wanted or any(same_source(name, source) for name in wanted)
+            for chunk in chunks
+        ]
+        if question.spans:
+            near = [chunk for chunk in near if supports(chunk, question.spans)]
+        said = [c for c in near if any(align(answer, c.text) for answer in question.answers)]
+        return [*said, *(c for c in near if c not in said)] if question.spans else said
+
+
+def candidates_from(
+    questions: Sequence[Question], chunks: ChunksBySource, *, ambiguous_above: int = 3
+) -> tuple[list[Candidate], dict[str, int]]:
+    """Candidates of question lines that may be trained on.
+
+    Args:
+        questions: Lines of a file.
+        chunks: Where answers are looked for.
+        ambiguous_above: A question without spans is left out when its answer stands in more
+            chunks than this: nobody could say which one it means.
+
+    Returns:
+        Candidates, and why other lines gave none.
+    """
+    found: list[Candidate] = []
+    dropped: Counter[str] = Counter()
+    for question in questions:
+        if question.held_out:
+            dropped["held out"] += 1
+            continue
+        if not question.answerable:
+            found.append(
+                Candidate(question.question, "", GENERATOR, (), "unanswerable", question.id)
+            )
+            continue
+        if not question.answers:
+            dropped["no answer given"] += 1
+            continue
+        places = chunks.of(question)
+        if not places:
+            dropped["span not in the store"] += 1
+        elif not question.spans and len(places) > ambiguous_above:
+            dropped["answer in many places"] += 1
+        else:
+            answer = next(
+                (a for a in question.answers if align(a, places[0].text)), question.answers[0]
+            )
+            found.append(
+                Candidate(question.question, answer, GENERATOR, tuple(places), "pair", question.id)
+            )
+    return found, dict(sorted(dropped.items()))
+
+
+def evaluation_questions(
+    questions: Sequence[Question], chunks: ChunksBySource
+) -> list[EvaluationQuestion]:
+    """Lines of an evaluation file that must not leak: the held out, or all if none is marked."""
+    held = [question for question in questions if question.held_out] or list(questions)
+    return [
+        EvaluationQuestion(
+            question.question,
+            question.answers,
+            frozenset(c.chunk_id for c in chunks.of(question)) if question.spans else frozenset(),
+        )
+        for question in held
+    ]

@@ -1,0 +1,373 @@
+"""Questions from the structure of a text, without any model.
+
+Every rule turns a place whose meaning is plain (a definition, a table row, a question heading, a
+simple statement) into a question whose answer is a verbatim part of the chunk. Rules prefer
+saying nothing to saying something clumsy: what does not fit exactly is left alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rag_fti.datasets.candidates import Candidate
+from rag_fti.schemas import Hit
+
+GENERATOR = "structure"
+
+_MAX_ANSWER_WORDS = 24
+_MAX_SUBJECT_WORDS = 9
+_COUNTING_WORD = (
+    "[Oo]ne|[Tt]wo|[Tt]hree|[Ff]our|[Ff]ive|[Ss]ix|[Ss]even|[Ee]ight|[Nn]ine|[Tt]en|[Ee]leven|"
+    "[Tt]welve|[Tt]wenty"
+)
+_NUMBER = rf"(?:\d[\d.,:]*|{_COUNTING_WORD})"
+_MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
+_DATE = (
+    rf"(?:\d{{1,2}} (?:{_MONTH})(?: \d{{4}})?|(?:{_MONTH}) \d{{4}}|\d{{4}}-\d{{2}}-\d{{2}}|"
+    r"(?:1[89]|20)\d\d)"
+)
+_NAME_WORD = "[A-Z][\\w\u2019'-]+"
+_NAME = rf"(?:{_NAME_WORD}(?: (?:of|de|van|von|the))?(?: {_NAME_WORD})+)"
+_BE = "is|are|was|were"
+_PARTICIPLE = r"\w+(?:ed|en|wn|lt|ld|de|ne|ght|pt|un|ut|et|id|nt|ft)\b"
+_AUX = "is|are|was|were|has been|have been|had been|will be|must be|can be|may be|should be"
+_SUBJECT = r"(?P<subject>[A-Z][^,;:()|]{1,80}?)"
+_LEANING = re.compile(
+    r"^(?:it|its|they|their|this|that|these|those|he|his|she|her|we|our|you|your|i|my|there|here|"
+    r"each|both|some|many|most|all|another|others?|one|nobody|everybody|everything|nothing|"
+    r"if|when|where|while|because|although|but|and|or|so|then|also|by|in|on|at|for|with|from|to|"
+    r"after|before|since|until|under|during|within|abroad|above|below|between|over|outside|inside|"
+    r"every|everyone|as|what|which|who|how|why|note|please|do|never|always|full|half)\b",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\be\.g\.)(?<!\bi\.e\.)\s+(?=[A-Z“\"*])")
+_MARKUP = re.compile(r"^\s*(?:#{1,6}\s|>|[-*+]\s|\d+[.)]\s|\||```)")
+_FINITE = re.compile(
+    r"\b(?:that|which|who|this|these|its|their|is|are|was|were|be|been|has|had|have|if|there|may|"
+    r"must|can|will|stands?|says?|said|explained|not)\b"
+)
+_VAGUE = re.compile(
+    r"\b(?:first|second|third|fourth|last|next|other|others|rest|result|reason|point|way|same|case|"
+    r"the|a|an|latter|former)$",
+    re.IGNORECASE,
+)
+_DURATION = re.compile(r"\b(?:second|minute|hour|day|week|month|year)s?\b")
+_ROLE = re.compile(
+    r"^the (?:\w+ ){0,2}(?:chief|head|manager|director|captain|master|chair|secretary|skipper|"
+    r"owner|author|founder|president|editor|maintainer|leader|officer|engineer|treasurer)\b"
+)
+_NO_NOUN = re.compile(
+    r"(?:^|\b)(?:from|to|for|by|who|when|where|why|how|holds|remarks|notes|names?)$"
+)
+_GENERIC = re.compile(
+    r"^(?:items?|values?|key|property|field|name|what|setting|figures?|details?)$", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True)
+class _Found:
+    rule: str
+    question: str
+    answer: str
+
+
+def generate(chunks: Sequence[Hit], *, per_chunk: int) -> list[Candidate]:
+    """Questions that the rules find.
+
+    Args:
+        chunks: Chunks of the feature store.
+        per_chunk: Most questions per chunk; rules that came up least so far in the chunk go
+            first, so that one table does not crowd out the rest.
+
+    Returns:
+        Candidates whose answers are verbatim in their chunk.
+    """
+    found = []
+    for chunk in chunks:
+        unique = {item.question: item for item in _find(chunk) if item.answer in chunk.text}
+        for item in _mixed(list(unique.values()))[:per_chunk]:
+            found.append(Candidate(item.question, item.answer, GENERATOR, (chunk,), item.rule))
+    return found
+
+
+def _mixed(items: list[_Found]) -> list[_Found]:
+    """Round-robin over the rules, in order of appearance."""
+    queues: dict[str, list[_Found]] = {}
+    for item in items:
+        queues.setdefault(item.rule, []).append(item)
+    result = []
+    while queues:
+        for rule in list(queues):
+            result.append(queues[rule].pop(0))
+            if not queues[rule]:
+                del queues[rule]
+    return result
+
+
+def _find(chunk: Hit) -> Iterator[_Found]:
+    yield from _questions_as_headings(chunk)
+    yield from _question_answer_lines(chunk)
+    yield from _bold_definitions(chunk)
+    yield from _table_rows(chunk)
+    for sentence in _sentences(chunk.text):
+        for rule in _SENTENCE_RULES:
+            item = rule(sentence, chunk)
+            if item is not None:
+                yield item
+                break
+
+
+# Structure
+
+
+def _questions_as_headings(chunk: Hit) -> Iterator[_Found]:
+    heading = chunk.heading.rpartition(" > ")[2].strip()
+    if heading.endswith("?") and len(heading.split()) >= 3:
+        for sentence in _sentences(chunk.text):
+            if sentence.strip() != heading and len(sentence.split()) <= _MAX_ANSWER_WORDS:
+                yield _Found("faq heading", heading, sentence.rstrip(".").strip())
+            break
+
+
+def _question_answer_lines(chunk: Hit) -> Iterator[_Found]:
+    pattern = re.compile(
+        r"^\W*(?:Q|Question)\W{1,3}(?P<q>[^\n?]{8,160}\?)\W*\n+\W*(?:A|Answer)\W{1,3}(?P<a>[^\n]+)",
+        re.MULTILINE,
+    )
+    for match in pattern.finditer(chunk.text):
+        answer = _sentences(match["a"])[0].rstrip(".").strip()
+        if len(answer.split()) <= _MAX_ANSWER_WORDS:
+            yield _Found("question and answer", match["q"].strip(), answer)
+
+
+def _bold_definitions(chunk: Hit) -> Iterator[_Found]:
+    pattern = re.compile(
+        r"^(?:[-*+]\s+)?\*\*(?P<term>[^*\n]{2,60}?)[.:]?\*\*[.:]?\s+(?P<text>[A-Z][^\n]{8,})",
+        re.MULTILINE,
+    )
+    for match in pattern.finditer(chunk.text):
+        answer = re.split(r"(?<=[.!?])\s", match["text"])[0].rstrip(".")
+        term = match["term"].strip()
+        if len(answer.split()) <= _MAX_ANSWER_WORDS and not term.endswith("?"):
+            yield _Found("definition list", f"What is meant by “{term}”?", answer)
+
+
+def _table_rows(chunk: Hit) -> Iterator[_Found]:
+    rows = [
+        [cell.strip() for cell in line.strip().strip("|").split("|")]
+        for line in chunk.text.splitlines()
+        if line.strip().startswith("|") and line.strip().endswith("|")
+    ]
+    rule = next(
+        (n for n, row in enumerate(rows) if all(re.fullmatch(r":?-{2,}:?", c) for c in row)), None
+    )
+    if rule != 1 or len(rows[0]) < 2:
+        return
+    header, body = rows[0], rows[2:]
+    for number, row in enumerate(body):
+        if len(row) != len(header) or not _is_label(row[0]):
+            continue
+        column = 1 + number % (len(header) - 1)
+        question = _row_question(header, row, column, chunk)
+        if question and 0 < len(row[column].split()) <= _MAX_ANSWER_WORDS and row[column] != "-":
+            yield _Found("table", question, row[column])
+
+
+def _row_question(header: Sequence[str], row: Sequence[str], column: int, chunk: Hit) -> str:
+    wanted, key = header[column], row[0]
+    if not _is_label(wanted):
+        return ""
+    if _GENERIC.match(header[0]) and _GENERIC.match(wanted):
+        if not chunk.title:
+            return ""
+        if re.search(r"(?:s|(?<!spe)ed)$", key):
+            return f"What is given under “{key}” for {_title(chunk)}?"
+        return f"What is the {_lower(key)} of {_title(chunk)}?"
+    if _NO_NOUN.search(wanted.lower()):
+        return ""
+    if re.search(r"\d", wanted) and not _names_something(key):
+        return f"What is the {_lower(key)} for {wanted}{_according_to(chunk)}?"
+    # A row that names nothing ("Total") stands in many tables.
+    where = "" if _names_something(key) else _according_to(chunk)
+    if re.search(r"[a-z]s(?: |$)", wanted):
+        return f"How many {_lower(wanted)} are given for {key}{where}?"
+    return f"What is the {_lower(wanted)} for {key}{where}?"
+
+
+def _is_label(text: str) -> bool:
+    return bool(re.search(r"[A-Za-z]", text)) and len(text.split()) <= _MAX_SUBJECT_WORDS
+
+
+def _names_something(text: str) -> bool:
+    """Whether a table key is a name or code rather than an ordinary word or two."""
+    return bool(re.search(r"\d|[A-Z]{2}|\w [A-Z]|^[A-Z][\w'-]*$", text)) and text != "Total"
+
+
+def _title(chunk: Hit) -> str:
+    return chunk.title.capitalize() if chunk.title.isupper() else chunk.title
+
+
+def _according_to(chunk: Hit) -> str:
+    return f", according to “{_title(chunk)}”" if chunk.title else ""
+
+
+# Sentences
+
+
+def _sentences(text: str) -> list[str]:
+    lines = [line for line in text.splitlines() if line.strip() and not _MARKUP.match(line)]
+    paragraphs = re.split(r"\n\s*\n", text)
+    result = []
+    for paragraph in paragraphs:
+        plain = [line for line in paragraph.splitlines() if line in lines]
+        if plain:
+            result += _SENTENCE_END.split(" ".join(plain))
+    # A sentence that was put together over a line end is not verbatim; rules check that later.
+    return [sentence.strip() for sentence in result if sentence.strip()] or [""]
+
+
+def _subject(text: str, chunk: Hit) -> str:
+    """A subject that can be understood alone; empty where this one cannot."""
+    words = text.split()
+    if not words or len(words) > _MAX_SUBJECT_WORDS or _LEANING.match(text):
+        return ""
+    if _FINITE.search(text) or _VAGUE.search(text):
+        return ""
+    if len(words) == 1 and not re.search(rf"[a-z,] {re.escape(text)}\b|\d", chunk.text + text):
+        # One capital at the start of a sentence says nothing: is it a name or just a word?
+        return ""
+    if words[0] in ("The", "A", "An"):
+        return " ".join([words[0].lower(), *words[1:]])
+    return text
+
+
+def _ask(words: str, subject: str, chunk: Hit) -> str:
+    """The question, with the document named where the subject names nothing itself."""
+    named = re.search(r"\b[A-Z][\w-]*|\d", subject)
+    return f"{words}{'' if named else _according_to(chunk)}?"
+
+
+def _definition(sentence: str, chunk: Hit) -> _Found | None:
+    match = re.match(
+        rf"^{_SUBJECT} (?P<be>is|are) (?P<answer>(?:an?|the|one of the) [^;]{{6,}}?)[.]$", sentence
+    )
+    if not match or len(match["answer"].split()) > _MAX_ANSWER_WORDS:
+        return None
+    subject = _subject(match["subject"], chunk)
+    if not subject or " and is " in match["answer"]:
+        return None
+    if re.match(r"^(?:an?|the|one of the) (?:same|case|only|first|last|second)\b", match["answer"]):
+        return None
+    if re.fullmatch(_NAME, match["subject"]) and _ROLE.match(match["answer"]):
+        role = re.split(r" (?:and|who|but) |[,:]", match["answer"])[0]
+        where = "" if re.search(r"[A-Z]", role) else _according_to(chunk)
+        return _Found("role", f"Who is {role}{where}?", match["subject"])
+    return _Found(
+        "definition", _ask(f"What {match['be']} {subject}", subject, chunk), match["answer"]
+    )
+
+
+def _quantity(sentence: str, chunk: Hit) -> _Found | None:
+    match = re.match(
+        rf"^{_SUBJECT} (?P<be>{_BE}) (?P<answer>(?:about |at most |at least |up to )?"
+        rf"{_NUMBER} [^,:;.]{{2,40}}?)(?:, [^.]*| (?:in|at|from|for|and|but|when|so) [^.]*)?[.]$",
+        sentence,
+    )
+    if not match:
+        return None
+    subject = _subject(match["subject"], chunk)
+    if not subject or len(match["answer"].split()) > 8:
+        return None
+    return _Found(
+        "quantity", _ask(f"What {match['be']} {subject}", subject, chunk), match["answer"]
+    )
+
+
+def _when(sentence: str, chunk: Hit) -> _Found | None:
+    match = re.match(
+        rf"^{_SUBJECT} (?P<aux>{_AUX}) (?P<verb>{_PARTICIPLE}[^,;.]{{0,50}}?)"
+        rf" (?P<prep>on|in|at|by|until|since|from) (?P<answer>{_DATE})[.]$",
+        sentence,
+    )
+    if not match:
+        return None
+    subject = _subject(match["subject"], chunk)
+    if not subject:
+        return None
+    first, _, rest = match["aux"].partition(" ")
+    ask = {"until": "Until when", "since": "Since when", "from": "From when", "by": "By when"}
+    words = f"{ask.get(match['prep'], 'When')} {first} {subject} {rest} {match['verb']}"
+    return _Found("when", _ask(" ".join(words.split()), subject, chunk), match["answer"])
+
+
+def _by_whom(sentence: str, chunk: Hit) -> _Found | None:
+    match = re.match(
+        rf"^{_SUBJECT} (?P<aux>{_AUX}) (?P<verb>\w+(?:ed|en|wn|lt|ld|ght)\b[^,;.]{{0,30}}?) by "
+        rf"(?P<answer>{_NAME})(?:,[^.]*| (?:in|on|at) [^.]*)?[.]$",
+        sentence,
+    )
+    if not match:
+        return None
+    subject = _subject(match["subject"], chunk)
+    if not subject:
+        return None
+    first, _, rest = match["aux"].partition(" ")
+    words = f"By whom {first} {subject} {rest} {match['verb']}"
+    return _Found("by whom", _ask(" ".join(words.split()), subject, chunk), match["answer"])
+
+
+def _has_count(sentence: str, chunk: Hit) -> _Found | None:
+    match = re.match(
+        rf"^{_SUBJECT} (?P<verb>has|have|holds|hold|carries|carry|needs|need|uses|use|gives|give) "
+        rf"(?P<answer>{_NUMBER}) (?P<noun>[a-z][a-z-]+(?: [a-z-]+)?)"
+        rf"(?:, [^.]*| (?:of|in|at|for|and|to|on) [^.]*)?[.]$",
+        sentence,
+    )
+    if not match:
+        return None
+    subject = _subject(match["subject"], chunk)
+    if not subject:
+        return None
+    if match["noun"].split()[0] in ("or", "to", "times"):
+        return None
+    lemma = {"has": "have", "carries": "carry"}.get(match["verb"], match["verb"].rstrip("s"))
+    do = "do" if match["verb"] in ("have", "hold", "carry", "need", "use", "give") else "does"
+    words = f"How many {match['noun']} {do} {subject} {lemma}"
+    return _Found("count", _ask(words, subject, chunk), match["answer"])
+
+
+def _measure(sentence: str, chunk: Hit) -> _Found | None:
+    match = re.match(
+        rf"^{_SUBJECT} (?P<verb>costs|takes|lasts|weighs) "
+        rf"(?P<answer>(?:about |at most |at least |up to )?{_NUMBER}[^,;.]{{0,30}}?)"
+        rf"(?:, [^.]*| (?:from|for|and|in|at|to|if) [^.]*)?[.]$",
+        sentence,
+    )
+    if not match or len(match["answer"].split()) > 8:
+        return None
+    subject = _subject(match["subject"], chunk)
+    if not subject:
+        return None
+    verb = match["verb"].removesuffix("s")
+    if verb in ("take", "last") and not _DURATION.search(match["answer"]):
+        return None
+    how = {"cost": "How much", "weigh": "How much"}.get(verb, "How long")
+    return _Found(verb, _ask(f"{how} does {subject} {verb}", subject, chunk), match["answer"])
+
+
+def _lower(text: str) -> str:
+    """First letter small, unless the first word is a name or an abbreviation."""
+    first = text.split()[0]
+    return text if first.isupper() or not first[1:].islower() else text[0].lower() + text[1:]
+
+
+_SENTENCE_RULES: tuple[Callable[[str, Hit], _Found | None], ...] = (
+    _when,
+    _by_whom,
+    _has_count,
+    _measure,
+    _quantity,
+    _definition,
+)

@@ -7,7 +7,7 @@ unchanged costs one hash; files with equal bytes are stored once with all their 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -227,21 +227,21 @@ class Ingestor:
         )
         return _Run(self, known)
 
-    def _tasks(self, sources: Sequence[str], run: _Run, stdin_name: str) -> Iterator[LoadTask]:
-        for number, source in enumerate(sources, start=1):
+    def _tasks(self, sources: Mapping[str, Path], run: _Run, stdin_name: str) -> Iterator[LoadTask]:
+        for number, (source, path) in enumerate(sources.items(), start=1):
             try:
                 if source == STDIN:
                     yield read_stdin(self._limits, name=stdin_name)
                 elif is_url(source):
                     yield self._fetch(source)
                 elif is_archive(source):
-                    for member in members(Path(source), source, self._limits):
+                    for member in members(path, source, self._limits):
                         if isinstance(member, LoadTask):
                             yield member
                         else:
                             run.fail(*member)
                 else:
-                    yield LoadTask(source, path=Path(source))
+                    yield LoadTask(source, path=path)
             except SourceError as error:
                 run.fail(source, str(error))
             self._progress.update("reading documents", number, len(sources))

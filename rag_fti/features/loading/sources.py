@@ -26,8 +26,9 @@ MEMBER = "!/"
 class Found:
     """What the given paths stand for."""
 
-    sources: list[str] = field(default_factory=list)
-    """Names of documents, each once, sorted within every given path; archives as a whole."""
+    sources: dict[str, Path] = field(default_factory=dict)
+    """Names of documents with their paths, sorted within every given path; archives as a whole.
+    A name is not always a path: names of files need not be valid text."""
     roots: list[str] = field(default_factory=list)
     """Given directories, files and patterns; documents below them that are not among the
     sources are gone."""
@@ -59,28 +60,25 @@ def find_sources(
         exclude: Glob patterns of file and directory names to leave out.
     """
     found = Found()
-    seen: set[str] = set()
     for given in paths:
-        for source in _behind(given, found, include, exclude):
-            if source not in seen:
-                seen.add(source)
-                found.sources.append(source)
+        for name, path in _behind(given, found, include, exclude):
+            found.sources.setdefault(name, path)
     return found
 
 
 def _behind(
     given: str, found: Found, include: Sequence[str], exclude: Sequence[str]
-) -> Iterator[str]:
-    if is_url(given) or given == STDIN:
-        yield given
-        return
+) -> Iterator[tuple[str, Path]]:
     path = Path(given)
+    if is_url(given) or given == STDIN:
+        yield given, path
+        return
     root = source_name(path)
     found.roots.append(root)
     if path.is_dir():
         yield from _walk(path, found, include, exclude)
     elif path.exists():
-        yield root
+        yield root, path
     elif glob.has_magic(given):
         matches = sorted(glob.glob(given, recursive=True))  # noqa: PTH207 - keeps names as given
         if not matches:
@@ -88,12 +86,14 @@ def _behind(
         for match in matches:
             if Path(match).is_dir():
                 continue
-            yield source_name(match)
+            yield source_name(match), Path(match)
     else:
         found.failures[root] = "no such file or directory"
 
 
-def _walk(top: Path, found: Found, include: Sequence[str], exclude: Sequence[str]) -> Iterator[str]:
+def _walk(
+    top: Path, found: Found, include: Sequence[str], exclude: Sequence[str]
+) -> Iterator[tuple[str, Path]]:
     for directory, names, files in os.walk(top):
         names[:] = sorted(name for name in names if not _matches(name, exclude))
         for name in sorted(files):
@@ -101,7 +101,8 @@ def _walk(top: Path, found: Found, include: Sequence[str], exclude: Sequence[str
                 continue
             wanted = _matches(name, include) if include else format_of(name) or is_archive(name)
             if wanted:
-                yield source_name(Path(directory) / name)
+                path = Path(directory) / name
+                yield source_name(path), path
             else:
                 found.skipped += 1
 

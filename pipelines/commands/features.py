@@ -32,6 +32,7 @@ Words = Annotated[
 def register(app: typer.Typer) -> None:
     """Add this group's commands to ``app``."""
     app.command()(ingest)
+    app.command()(delete)
     app.command()(search)
 
 
@@ -98,6 +99,58 @@ def render_ingest(summary: Mapping[str, Any]) -> str:
             f"Snapshot {summary['snapshot']} in {summary['seconds']:.1f} s; contract {kept} "
             f"({summary['contract']['report']})"
         )
+    return "\n".join(lines)
+
+
+def delete(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="DOC... [KEY=VALUE]...", help="Document ids or sources."),
+    ],
+    collection: Annotated[str, typer.Option(help="Only in this collection.")] = "",
+    config: ConfigFiles = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Delete documents for good, and list the datasets, models and answers they went into."""
+    names, overrides = split_overrides(words)
+
+    def work(_: Progress) -> dict[str, Any]:
+        settings = settings_from(config, overrides)
+        from pipelines.commands.operations import open_stores
+        from rag_fti.features.deletion import delete_documents, find_documents
+        from rag_fti.lineage import tainted_by
+
+        stores = open_stores(settings)
+        store = stores.features
+        found = find_documents(store, names, collection=collection)
+        taint = tainted_by(list(found), stores=stores)
+        summary: dict[str, Any] = {
+            "documents": list(found),
+            "sources": sorted(source for some in found.values() for source in some),
+            "chunks": 0,
+            "pinned_by": [],
+            "dry_run": dry_run,
+            "tainted": taint.to_dict(),
+        }
+        if not dry_run:
+            done = delete_documents(store, found)
+            summary |= {"chunks": done.chunks, "pinned_by": list(done.pinned_by)}
+        return {**summary, "snapshot": store.snapshot()}
+
+    run_command(work, as_json=as_json, render=render_delete)
+
+
+def render_delete(summary: Mapping[str, Any]) -> str:
+    """A deletion for people."""
+    verb = "Would delete" if summary["dry_run"] else "Deleted"
+    lines = [f"{verb} {len(summary['documents'])} documents, {summary['chunks']} chunks:"]
+    lines += [f"  {source}" for source in summary["sources"]]
+    if summary["pinned_by"]:
+        tags = ", ".join(summary["pinned_by"])
+        lines.append(f"Older states still hold the bytes, pinned by the tags: {tags}")
+    for kind, names in summary["tainted"].items():
+        lines.append(f"Tainted {kind}: {', '.join(names) or 'none'}")
     return "\n".join(lines)
 
 

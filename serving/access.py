@@ -42,14 +42,14 @@ def identify(request: Request, services: Services) -> Principal:
     return found
 
 
-def requires(scope: Scope) -> Callable[[Request, Services], Principal]:
-    """A dependency that lets keys with ``scope`` pass and counts their requests."""
+def requires(*scopes: Scope) -> Callable[[Request, Services], Principal]:
+    """A dependency that lets keys with one of ``scopes`` pass and counts their requests."""
 
     def dependency(request: Request, services: ServicesDep) -> Principal:
         principal = identify(request, services)
-        if not principal.may(scope):
+        if not any(principal.may(scope) for scope in scopes):
             raise ApiError(
-                f"This key lacks the scope {scope!r}.",
+                f"This key lacks the scope {' or '.join(scopes)}.",
                 status=403,
                 kind="permission_error",
                 code="missing_scope",
@@ -70,5 +70,6 @@ def requires(scope: Scope) -> Callable[[Request, Services], Principal]:
 
 Chatting = Annotated[Principal, Depends(requires("chat"))]
 Searching = Annotated[Principal, Depends(requires("search"))]
+Reading = Annotated[Principal, Depends(requires("chat", "search"))]
 Ingesting = Annotated[Principal, Depends(requires("ingest"))]
 Administering = Annotated[Principal, Depends(requires("admin"))]

@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from rag_fti.config import Settings
 from serving import errors
 from serving.middleware import ClientGone, RequestGuard
-from serving.routes import chat, health, models, search
+from serving.routes import chat, documents, feedback, health, models, page, search
 from serving.services import Services, warm_up
 
 TITLE = "rag-fti"
@@ -48,7 +48,7 @@ def create_app(settings: Settings, services: Services) -> FastAPI:
         redoc_url=None,
     )
     app.state.services = services
-    for module in (chat, models, search, health):
+    for module in (chat, models, search, documents, feedback, health, page):
         app.include_router(module.router)
     errors.install(app)
     app.add_exception_handler(ClientGone, _gone)

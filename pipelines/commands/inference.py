@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ import typer
 from pipelines.commands.options import (
     ConfigFiles,
     Json,
+    Overrides,
     run_command,
     settings_from,
     split_overrides,
@@ -19,7 +21,151 @@ from rag_fti.progress import Progress
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands to ``app``."""
-    app.command("ask", no_args_is_help=True)(ask)
+    app.command()(serve)
+    app.command(no_args_is_help=True)(ask)
+    keys = typer.Typer(help="API keys of the server.", no_args_is_help=True)
+    keys.command("add", no_args_is_help=True)(add_key)
+    keys.command("list")(list_keys)
+    keys.command("remove", no_args_is_help=True)(remove_key)
+    app.add_typer(keys, name="keys")
+
+
+def serve(
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="name@version, an alias, or a base model.")
+    ] = None,
+    keys_file: Annotated[Path | None, typer.Option(help="File of hashed API keys.")] = None,
+) -> None:
+    """Serve the chat page and the OpenAI-compatible endpoint."""
+    values = {
+        "serving.host": host,
+        "serving.port": port,
+        "generator.model": model,
+        "serving.keys_file": keys_file,
+    }
+
+    def work(progress: Progress) -> Mapping[str, Any]:
+        settings = settings_from(config, overrides, values)
+        from serving.server import serve as run_server
+
+        progress.note(f"Loading {settings.generator.model} and {settings.embedder.model} …")
+        run_server(
+            settings,
+            announce=lambda address, name: progress.note(
+                f"{name} answers at {address} (chat page) and {address}/v1 (OpenAI-compatible). "
+                "Ctrl-C stops."
+            ),
+        )
+        return {}
+
+    run_command(work, as_json=False, render=lambda _: "Stopped.")
+
+
+KeyFileOption = Annotated[
+    Path | None, typer.Option("--file", help="Key file; default <root>/keys.yaml.")
+]
+
+
+def add_key(
+    name: Annotated[str, typer.Argument(help="Who the key is for.")],
+    scope: Annotated[
+        list[str] | None,
+        typer.Option("--scope", help="chat, search, ingest or admin; may be repeated."),
+    ] = None,
+    collection: Annotated[
+        list[str] | None,
+        typer.Option("--collection", help="A collection it may see; default is every one."),
+    ] = None,
+    requests_per_minute: Annotated[
+        int, typer.Option(min=0, help="Limit of this key; 0 takes the server's.")
+    ] = 0,
+    file: KeyFileOption = None,
+    config: ConfigFiles = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key and print it once; only its hash is stored."""
+
+    def work(_: Progress) -> Mapping[str, Any]:
+        from serving import auth
+
+        path = key_file(config, file)
+        key, secret = auth.add_key(
+            path,
+            name=name,
+            scopes=scope or ["chat", "search"],
+            collections=collection or [],
+            requests_per_minute=requests_per_minute,
+        )
+        return {**shown_key(key), "key": secret, "file": str(path)}
+
+    run_command(
+        work,
+        as_json=as_json,
+        render=lambda s: (
+            f"{s['key']}\nThis is shown once. Serve with: rag-fti serve --keys-file {s['file']}"
+        ),
+    )
+
+
+def list_keys(
+    file: KeyFileOption = None, config: ConfigFiles = None, as_json: Json = False
+) -> None:
+    """List keys with their scopes and collections."""
+
+    def work(_: Progress) -> Mapping[str, Any]:
+        from serving import auth
+
+        path = key_file(config, file)
+        return {"file": str(path), "keys": [shown_key(key) for key in auth.read_keys(path)]}
+
+    def render(summary: Mapping[str, Any]) -> str:
+        lines = [
+            f"{k['id']}  {k['name']}  scopes: {', '.join(k['scopes'])}  "
+            f"collections: {', '.join(k['collections'])}"
+            for k in summary["keys"]
+        ]
+        return "\n".join(lines) or f"No keys in {summary['file']}."
+
+    run_command(work, as_json=as_json, render=render)
+
+
+def remove_key(
+    name: Annotated[str, typer.Argument(help="Name or id of the key.")],
+    file: KeyFileOption = None,
+    config: ConfigFiles = None,
+    as_json: Json = False,
+) -> None:
+    """Revoke a key; running servers refuse it within seconds."""
+
+    def work(_: Progress) -> Mapping[str, Any]:
+        from serving import auth
+
+        path = key_file(config, file)
+        return {**shown_key(auth.remove_key(path, name)), "file": str(path)}
+
+    run_command(work, as_json=as_json, render=lambda s: f"Removed {s['name']} from {s['file']}.")
+
+
+def key_file(config: list[Path] | None, file: Path | None) -> Path:
+    """The key file in force: the option, the configured one, or ``<root>/keys.yaml``."""
+    settings = settings_from(config, None)
+    return file or settings.serving.keys_file or settings.storage.root / "keys.yaml"
+
+
+def shown_key(key: Any) -> dict[str, Any]:
+    """A key without its hash."""
+    return {
+        "id": key.id,
+        "name": key.name,
+        "scopes": list(key.scopes),
+        "collections": list(key.collections),
+        "requests_per_minute": key.requests_per_minute,
+        "created_at": key.created_at,
+    }
 
 
 def ask(

@@ -8,6 +8,7 @@ import { createPicker } from "./models.js";
 import { createPanel } from "./source.js";
 import { createUpload } from "./upload.js";
 
+const touch = matchMedia("(pointer: coarse)");
 const composer = byId("composer");
 const question = byId("question");
 const panel = createPanel();
@@ -21,7 +22,7 @@ const conversation = createConversation({
   onState(running) {
     byId("send").hidden = running;
     byId("stop").hidden = !running;
-    if (!running && document.activeElement === document.body) question.focus();
+    if (!running && !touch.matches && document.activeElement === document.body) question.focus();
   },
   onAnswered(model) {
     if (model && picker.isStale(model)) refreshModels();
@@ -57,7 +58,9 @@ function submit(text) {
   question.value = "";
   fit();
   conversation.ask(asked);
-  question.focus({ preventScroll: true });
+  // On a phone the keyboard would cover the answer.
+  if (touch.matches) question.blur();
+  else question.focus({ preventScroll: true });
 }
 
 /** Grow the field with its text; the style sheet caps it. */
@@ -106,6 +109,6 @@ const showTheme = () => theme.setAttribute("aria-pressed", String(isDark()));
 new MutationObserver(showTheme).observe(document.documentElement, { attributeFilter: ["data-theme"] });
 showTheme();
 
-question.focus();
+if (!touch.matches) question.focus();
 showExamples();
 refreshModels();

@@ -186,7 +186,7 @@ class Chunker:
         for block, tokens in zip(blocks, counts, strict=True):
             opens = block.kind == "heading" or block.headings != before
             before = block.headings
-            if tokens <= self._settings.max_tokens:
+            if tokens <= self._whole_limit(block):
                 spans = [(block.start, block.end, tokens)]
             else:
                 separators = (*self._separators(block, media_type), *_LAST)
@@ -196,6 +196,12 @@ class Chunker:
                 heading = block.kind == "heading" and number == len(spans) - 1
                 pieces.append(_Piece(start, end, size, block.headings, first, heading))
         return pieces
+
+    def _whole_limit(self, block: Block) -> int:
+        """Tokens up to which a block is one piece; paragraphs are finer where chunks overlap."""
+        if block.kind == "text" and self._settings.overlap_tokens:
+            return self._settings.overlap_tokens
+        return self._settings.max_tokens
 
     def _separators(self, block: Block, media_type: str) -> tuple[str, ...]:
         if block.kind == "table":
@@ -230,6 +236,8 @@ class Chunker:
         limit = self._settings.max_tokens
         total = sum(count for count in counts if count <= limit)
         target = math.ceil(total / max(1, math.ceil(total / limit)))
+        if self._settings.overlap_tokens:
+            target = limit = max(1, self._settings.overlap_tokens // 2)
         run: tuple[int, int] | None = None
         size = 0
         for span, count in zip(spans, counts, strict=True):
@@ -343,8 +351,9 @@ def _code_separators(language: str) -> tuple[str, ...]:
 
 
 def _heading(group: Sequence[_Piece], title: str) -> str:
-    """Path of the first piece that has text of its own, without a repeated title."""
-    path = next((p.headings for p in group if not p.is_heading), group[-1].headings)
+    """Path of the longest piece that has text of its own, without a repeated title."""
+    bodies = [piece for piece in group if not piece.is_heading] or group[-1:]
+    path = max(bodies, key=lambda piece: piece.tokens).headings
     if path and path[0] == title:
         path = path[1:]
     return HEADING_SEPARATOR.join(path)

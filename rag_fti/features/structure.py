@@ -42,7 +42,7 @@ _EMPHASIS = re.compile(r"[*`]+|(?<!\w)_+|_+(?!\w)")
 _DEFINITION = re.compile(
     r"^(?:export |public |private |protected |static |async |abstract |final |pub(?:\(\w+\))? )*"
     r"(?:class|def|func|fn|function|interface|trait|struct|enum|impl|module|object|type)\s+"
-    r"([A-Za-z_][\w.:]*)"
+    r"([A-Za-z_][\w.]*(?:::\w+)*)"
 )
 
 

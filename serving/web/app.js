@@ -1,8 +1,9 @@
 // The chat page. Modules meet only here.
 
-import { request } from "./api.js";
+import { ApiError } from "./api.js";
 import { createConversation } from "./conversation.js";
 import { announce, byId, element } from "./dom.js";
+import { showBeginning } from "./examples.js";
 import { createKeyDialog } from "./key.js";
 import { createPicker } from "./models.js";
 import { createPanel } from "./source.js";
@@ -14,7 +15,7 @@ const question = byId("question");
 const panel = createPanel();
 const picker = createPicker();
 createKeyDialog();
-createUpload();
+const upload = createUpload({ onStored: () => (byId("no-documents").hidden = true) });
 
 const conversation = createConversation({
   model: picker.chosen,
@@ -29,23 +30,17 @@ const conversation = createConversation({
   },
 });
 
-/** The page works without the list: the server then picks the model. */
+/** Whether the list could be loaded. The page works without: the server then picks the model. */
 async function refreshModels() {
   try {
     await picker.refresh();
+    return true;
   } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
     byId("model").replaceChildren(element("option", { text: "Models not available" }));
     announce(`The list of models could not be loaded: ${error.message}`);
+    return false;
   }
-}
-
-async function showExamples() {
-  const examples = await (await request("web/examples.json")).json();
-  byId("examples").append(
-    ...examples.map((text) =>
-      element("li", {}, element("button", { type: "button", class: "example", text, onclick: () => submit(text) })),
-    ),
-  );
 }
 
 function submit(text) {
@@ -110,5 +105,12 @@ new MutationObserver(showTheme).observe(document.documentElement, { attributeFil
 showTheme();
 
 if (!touch.matches) question.focus();
-showExamples();
-refreshModels();
+begin();
+
+/** One after the other, so that a key is asked for once, also where none is given. */
+async function begin() {
+  if (!(await refreshModels())) return;
+  await showBeginning({ ask: submit, addDocuments: upload.open }).catch((error) => {
+    if (!(error instanceof ApiError)) throw error; // without examples the page works as well
+  });
+}

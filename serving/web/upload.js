@@ -3,8 +3,11 @@
 import { request } from "./api.js";
 import { byId, count, element } from "./dom.js";
 
-/** Build the dialog's behaviour around the elements in index.html. */
-export function createUpload() {
+/**
+ * Build the dialog's behaviour around the elements in index.html.
+ * @param {{onStored: () => void}} seams Called when a file has gone into the store.
+ */
+export function createUpload({ onStored }) {
   const dialog = byId("upload");
   const input = byId("files");
   const results = byId("results");
@@ -50,6 +53,7 @@ export function createUpload() {
     const outcome = await upload(file).catch((error) => ({ failed: true, text: error.message }));
     row.classList.add(outcome.failed ? "failed" : "stored");
     state.textContent = outcome.text;
+    if (!outcome.failed) onStored();
     summary.textContent = `${file.name}: ${outcome.text}`;
   }
 

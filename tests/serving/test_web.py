@@ -42,6 +42,8 @@ FLAGS = (
 DESKTOP = {"width": 1280, "height": 800}
 PHONE = {"width": 390, "height": 844}
 
+SOME_TEXT = "() => document.querySelector('.answer-text').textContent.length > 5"
+
 INJECTIONS = """<img src=x onerror="window.pwned = 1"> guards the treasure chamber.
 
 <script>window.pwned = 2</script> [open](javascript:window.pwned=3) treasure.
@@ -114,7 +116,6 @@ def visit(browser: Any) -> Iterator[Any]:
         page.goto(url + "/")
         if ready:
             page.locator("#model:enabled").wait_for()
-            page.locator(".example").first.wait_for(state="attached")
         return tab
 
     yield made
@@ -132,7 +133,7 @@ def test_a_question_is_answered_word_by_word_and_its_source_opens(start: Start, 
     tab = visit(start(FirstSentence(delay=0.05)))
     page = tab.page
     turn = tab.ask(wait=False)
-    page.wait_for_function("() => document.querySelector('.answer-text').textContent.length > 5")
+    page.wait_for_function(SOME_TEXT)
     early = turn.locator(".answer-text").inner_text()
     assert page.locator("#stop").is_visible()
     assert turn.get_attribute("aria-busy") == "true"
@@ -225,7 +226,7 @@ def test_escape_stops_the_answer_and_it_can_be_tried_again(start: Start, visit: 
     model = FirstSentence(delay=0.3)
     tab = visit(start(model))
     turn = tab.ask(wait=False)
-    tab.page.wait_for_function("() => document.querySelector('.answer-text').textContent.length > 5")
+    tab.page.wait_for_function(SOME_TEXT)
     tab.page.keyboard.press("Escape")
     turn.get_by_text("Stopped.").wait_for()
     assert focused(tab.page) == "question"
@@ -330,6 +331,33 @@ def test_markup_from_the_model_stays_text(start: Start, visit: Any) -> None:
     assert "**Bold** <img" in shown and "[x](javascript:alert(1))" in shown
     assert turn.locator(".answer-text a, .answer-text img, .answer-text strong").count() == 0
     assert tab.page.evaluate("window.pwned") is None
+
+
+def test_an_empty_page_offers_questions_that_the_documents_answer(start: Start, visit: Any) -> None:
+    lines = ["Driftlog 4.2 is supported until 30 June 2025.", "Brake pads of a Selkie 5: 12 mm."]
+    sources = ["corpus/it/driftlog-release-notes.md", "elsewhere/manual.md"]
+    tab = visit(start(corpus=dict(zip(sources, lines, strict=True))))
+    tab.page.locator(".example").wait_for()
+    assert tab.page.locator(".example").all_inner_texts() == [
+        "Until when is Driftlog 4.2 supported?"
+    ]
+    tab.page.locator(".example").click()
+    tab.page.locator(".answer-foot").wait_for()
+    assert "30 June 2025" in tab.page.locator(".answer-text").inner_text()
+    assert not tab.page.locator("#empty").is_visible()
+
+
+def test_an_empty_store_asks_for_documents(start: Start, visit: Any) -> None:
+    tab = visit(start(corpus={}))
+    page = tab.page
+    page.get_by_text("There are no documents yet.").wait_for()
+    page.get_by_role("button", name="Add the first ones").click()
+    note = {"name": "a.md", "mimeType": "text/markdown", "buffer": b"The quince is yellow."}
+    page.set_input_files("#files", [note])
+    page.locator(".result.stored").wait_for()
+    page.keyboard.press("Escape")
+    assert page.locator("#no-documents").is_hidden()
+    assert "yellow" in tab.ask("Which colour has the quince?").inner_text()
 
 
 def test_the_version_that_answers_is_picked_and_shown(

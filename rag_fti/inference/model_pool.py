@@ -202,21 +202,19 @@ class ModelPool:
             return version.ref if version is not None else BASE
         if name == BASE:
             return BASE
+        wanted = name
+        if "@" not in name and name in open_registry(self._settings).names():
+            wanted = f"{name}@champion"  # a bare model name means its champion
         try:
-            version = resolve_reference(self._settings, name)
+            version = resolve_reference(self._settings, wanted)
+        except ModelNotFound as error:
+            raise not_served(name) from error
         except RegistryError as error:
-            version = self._champion_of(name, error)
+            if is_reference(wanted):
+                raise
+            raise not_served(name) from error
         assert version is not None
         return version.ref
-
-    def _champion_of(self, name: str, error: RegistryError) -> Any:
-        """A bare model name means its champion."""
-        registry = open_registry(self._settings)
-        if "@" not in name and name in registry.names():
-            return registry.resolve(f"{name}@champion")
-        if isinstance(error, ModelNotFound) or "@" not in name:
-            raise not_served(name) from error
-        raise error
 
     # Loading
 
@@ -324,6 +322,17 @@ def open_registry(settings: Settings) -> Registry:
     from rag_fti.registry import Registry
 
     return Registry.open(settings.storage.registry_uri)
+
+
+def is_reference(text: str) -> bool:
+    """Whether a text has the form of a model reference."""
+    from rag_fti.registry import parse_reference
+
+    try:
+        parse_reference(text)
+    except RegistryError:
+        return False
+    return True
 
 
 def not_served(model: str) -> ModelNotFound:

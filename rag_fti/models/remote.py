@@ -1,0 +1,365 @@
+"""A model behind an OpenAI-compatible server: vLLM, llama.cpp, a hosted API."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+
+from rag_fti.config.models import RemoteGeneratorConfig
+from rag_fti.errors import ConfigError, ContextTooLong, InferenceError
+from rag_fti.protocols import Cancellation, Generation, GenerationRequest, Message
+
+logger = logging.getLogger(__name__)
+
+BASE_VARIABLE = "OPENAI_API_BASE"
+
+_BYTES_PER_TOKEN = 3.0
+"""Pessimistic guess: English text has about four bytes per token."""
+_TOKENS_PER_MESSAGE = 8
+_CONNECT_SECONDS = 5.0
+_LONGEST_PAUSE_SECONDS = 20.0
+_SHOWN_CHARS = 300
+_RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+
+
+class CircuitBreaker:
+    """Stops calling a server that keeps failing, and tries it again after a while.
+
+    Args:
+        threshold: Failures in a row that open the circuit.
+        cooldown_seconds: How long it stays open; then one call may try.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        threshold: int = 5,
+        cooldown_seconds: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._threshold = threshold
+        self._cooldown = cooldown_seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._opened_at = 0.0
+        self._trying = False
+
+    def wait_seconds(self) -> float:
+        """0 where a call may go out (it must then report), else seconds until the next try."""
+        with self._lock:
+            if self._failures < self._threshold:
+                return 0.0
+            left = self._opened_at + self._cooldown - self._clock()
+            if left <= 0 and not self._trying:
+                self._trying = True
+                return 0.0
+            return max(left, 0.1)
+
+    def succeeded(self) -> None:
+        """A call was answered."""
+        with self._lock:
+            self._failures = 0
+            self._trying = False
+
+    def failed(self) -> None:
+        """A call was not answered, or with a server error."""
+        with self._lock:
+            self._failures += 1
+            self._trying = False
+            if self._failures >= self._threshold:
+                self._opened_at = self._clock()
+
+
+class RemoteGenerator:
+    """Continues prompts on an OpenAI-compatible server.
+
+    Args:
+        base_url: Up to and including ``/v1``.
+        model: Name as the server knows it.
+        api_key: Sent as a bearer token; empty sends none.
+        timeout_seconds: Longest wait for an answer, or for the next piece of a stream.
+        retries: Further tries after a timeout, 429 or server error, with growing pauses.
+        context_window: Most tokens of prompt and answer together.
+        concurrency: Requests in flight at once.
+        breaker: Shared state about the server's health.
+    """
+
+    def __init__(
+        self,
+        *,
+        base_url: str,
+        model: str,
+        api_key: str = "",
+        timeout_seconds: float = 60.0,
+        retries: int = 2,
+        context_window: int = 8192,
+        concurrency: int = 16,
+        breaker: CircuitBreaker | None = None,
+    ) -> None:
+        self._base_url = base_url.rstrip("/")
+        self._model = model
+        self._retries = retries
+        self._context_window = context_window
+        self._breaker = breaker or CircuitBreaker()
+        self._slots = threading.Semaphore(concurrency)
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="remote")
+        self._client = httpx.Client(
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=httpx.Timeout(timeout_seconds, connect=min(_CONNECT_SECONDS, timeout_seconds)),
+            limits=httpx.Limits(max_connections=concurrency),
+        )
+
+    @property
+    def model(self) -> str:
+        """Name as the server knows it."""
+        return self._model
+
+    @property
+    def context_window(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return self._context_window
+
+    def count_tokens(self, text: str) -> int:
+        """An estimate from above: the server's tokenizer is not known."""
+        return int(len(text.encode("utf-8", errors="replace")) / _BYTES_PER_TOKEN) + 1
+
+    def count_prompt_tokens(self, messages: Sequence[Message]) -> int:
+        """An estimate from above."""
+        return sum(self.count_tokens(m["content"]) + _TOKENS_PER_MESSAGE for m in messages)
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """Continue every prompt; results in the order of the requests.
+
+        Raises:
+            ContextTooLong: If the server says that a prompt is too long.
+            InferenceError: If the server does not answer.
+        """
+        return list(self._threads.map(self._generate, requests))
+
+    def stream(
+        self, request: GenerationRequest, cancellation: Cancellation | None = None
+    ) -> Iterator[str | Generation]:
+        """Pieces of text as they come, then the finished :class:`Generation` as last item.
+
+        Raises:
+            ContextTooLong: If the server says that the prompt is too long.
+            InferenceError: If the server does not answer or breaks off.
+        """
+        cancellation = cancellation or Cancellation()
+        body = {
+            **self._body(request),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        said: list[str] = []
+        reason = ""
+        usage: Mapping[str, Any] = {}
+        with self._slots, self._open(body) as response, _mapped(self._base_url):
+            for event in _events(response):
+                if cancellation.cancelled:
+                    reason = "cancelled"
+                    break
+                usage = event.get("usage") or usage
+                for choice in event.get("choices") or []:
+                    piece = (choice.get("delta") or {}).get("content")
+                    reason = choice.get("finish_reason") or reason
+                    if piece:
+                        said.append(piece)
+                        yield piece
+        if not reason:
+            raise InferenceError(f"{self._base_url} broke off in the middle of an answer.")
+        yield self._generation(request, "".join(said), reason, usage)
+
+    def close(self) -> None:
+        """Close connections and threads."""
+        self._threads.shutdown(wait=True)
+        self._client.close()
+
+    def _generate(self, request: GenerationRequest) -> Generation:
+        with self._slots, self._open(self._body(request)) as response:
+            with _mapped(self._base_url):
+                response.read()
+            try:
+                content = response.json()
+                choice = content["choices"][0]
+                text = choice["message"]["content"] or ""
+            except (ValueError, LookupError, TypeError) as error:
+                raise InferenceError(
+                    f"{self._base_url} answered something that is no chat completion: "
+                    f"{response.text[:_SHOWN_CHARS]!r}."
+                ) from error
+            reason = choice.get("finish_reason") or "stop"
+            return self._generation(request, text, reason, content.get("usage") or {})
+
+    def _generation(
+        self, request: GenerationRequest, text: str, reason: str, usage: Mapping[str, Any]
+    ) -> Generation:
+        prompt = usage.get("prompt_tokens")
+        completion = usage.get("completion_tokens")
+        return Generation(
+            text=text,
+            prompt_tokens=self.count_prompt_tokens(request.messages) if prompt is None else prompt,
+            completion_tokens=self.count_tokens(text) if completion is None else completion,
+            finish_reason=reason if reason in ("length", "cancelled") else "stop",
+        )
+
+    def _body(self, request: GenerationRequest) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": [dict(message) for message in request.messages],
+            "max_tokens": request.max_tokens,
+            "temperature": request.temperature,
+            "top_p": request.top_p,
+        }
+        if request.stop:
+            body["stop"] = list(request.stop)
+        if request.seed is not None:
+            body["seed"] = request.seed
+        return body
+
+    @contextlib.contextmanager
+    def _open(self, body: Mapping[str, Any]) -> Iterator[httpx.Response]:
+        """A response whose status is good, its body not read; tries again where that helps."""
+        tries = 0
+        while True:
+            wait = self._breaker.wait_seconds()
+            if wait:
+                raise InferenceError(
+                    f"{self._base_url} has failed several times in a row; it is tried again in "
+                    f"{wait:.0f} s.",
+                    next_step="Check the server named in generator.base_url.",
+                )
+            response, problem, pause = self._send(body)
+            if response is not None:
+                break
+            tries += 1
+            if tries > self._retries:
+                raise InferenceError(
+                    f"{self._base_url} does not answer: {problem} ({tries} tries).",
+                    next_step="Check the server named in generator.base_url.",
+                )
+            logger.warning("%s: %s; trying again", self._base_url, problem)
+            time.sleep(pause or min(0.25 * 2**tries, 5.0) * random.uniform(0.5, 1.0))
+        try:
+            yield response
+        finally:
+            response.close()
+
+    def _send(self, body: Mapping[str, Any]) -> tuple[httpx.Response | None, str, float]:
+        """One try: a good response, or what went wrong and how long the server wants to rest."""
+        request = self._client.build_request(
+            "POST", f"{self._base_url}/chat/completions", json=body
+        )
+        try:
+            response = self._client.send(request, stream=True)
+        except httpx.HTTPError as error:
+            self._breaker.failed()
+            return None, f"{type(error).__name__}: {error}", 0.0
+        if response.status_code < 400:
+            self._breaker.succeeded()
+            return response, "", 0.0
+        with contextlib.closing(response), _mapped(self._base_url):
+            text = response.read().decode("utf-8", errors="replace")
+        problem = f"HTTP {response.status_code}: {text[:_SHOWN_CHARS]}"
+        if response.status_code in _RETRIED:
+            # A server that says "too many" works; only one that breaks counts as failing.
+            if response.status_code == 429:
+                self._breaker.succeeded()
+            else:
+                self._breaker.failed()
+            return None, problem, _retry_after(response)
+        self._breaker.succeeded()
+        raise self._refused(response.status_code, text, problem)
+
+    def _refused(self, status: int, text: str, problem: str) -> InferenceError:
+        if "context_length" in text or "maximum context length" in text:
+            return ContextTooLong(
+                f"The prompt does not fit {self._model} on {self._base_url}: {problem}",
+                next_step="Lower retrieval.context_tokens, or set generator.context_window to "
+                "what the server really takes.",
+            )
+        hints = {
+            401: "Set the environment variable named in generator.api_key_env.",
+            403: "Set the environment variable named in generator.api_key_env.",
+            404: "Check generator.model and generator.base_url.",
+        }
+        return InferenceError(
+            f"{self._base_url} refuses the request: {problem}", next_step=hints.get(status, "")
+        )
+
+
+@contextlib.contextmanager
+def _mapped(base_url: str) -> Iterator[None]:
+    """Errors of a running transfer as this project's."""
+    try:
+        yield
+    except httpx.HTTPError as error:
+        raise InferenceError(f"{base_url} broke off: {type(error).__name__}: {error}.") from error
+
+
+def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a server-sent event stream, up to ``[DONE]``."""
+    for line in response.iter_lines():
+        if not line.startswith("data:"):
+            continue
+        data = line[5:].strip()
+        if data == "[DONE]":
+            return
+        try:
+            event = json.loads(data)
+        except ValueError as error:
+            raise InferenceError(
+                f"A streamed event is not JSON: {data[:_SHOWN_CHARS]!r}."
+            ) from error
+        if event.get("error"):
+            raise InferenceError(f"The server gave up: {event['error']}")
+        yield event
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds that a server asks to wait, within reason; 0 where it does not say."""
+    try:
+        seconds = float(response.headers.get("retry-after", 0))
+    except ValueError:
+        return 0.0
+    return min(max(seconds, 0.0), _LONGEST_PAUSE_SECONDS)
+
+
+def build_remote_generator(
+    config: RemoteGeneratorConfig, *, environment: Mapping[str, str]
+) -> RemoteGenerator:
+    """The generator of a configuration section.
+
+    Args:
+        config: The section.
+        environment: Environment variables: the key, and the address where none is configured.
+
+    Raises:
+        ConfigError: If no address is known.
+    """
+    base_url = config.base_url or environment.get(BASE_VARIABLE, "")
+    if not base_url.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"generator.base_url is {base_url!r}, expected an http(s) address.",
+            next_step=f"Set it, or {BASE_VARIABLE}, for example to http://localhost:8000/v1.",
+        )
+    return RemoteGenerator(
+        base_url=base_url,
+        model=config.model,
+        api_key=environment.get(config.api_key_env, ""),
+        timeout_seconds=config.timeout_seconds,
+        retries=config.retries,
+        context_window=config.context_window,
+        concurrency=config.concurrency,
+    )

@@ -11,6 +11,7 @@ from pipelines.commands.options import (
     ConfigFiles,
     DryRun,
     Json,
+    Overrides,
     run_command,
     settings_from,
     split_overrides,
@@ -34,6 +35,8 @@ def register(app: typer.Typer) -> None:
     app.command()(ingest)
     app.command()(delete)
     app.command()(search)
+    app.command()(validate)
+    app.command()(monitor)
 
 
 def ingest(
@@ -207,3 +210,69 @@ def render_search(summary: Mapping[str, Any]) -> str:
             f"   {short}",
         ]
     return "\n".join(lines)
+
+
+def validate(
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Judge the newest snapshot of the feature store and tag it as validated."""
+
+    def work(progress: Progress) -> dict[str, Any]:
+        settings = settings_from(config, overrides)
+        from pipelines import feature_validation
+
+        return feature_validation.run(settings, progress=progress, dry_run=dry_run).to_dict()
+
+    run_command(work, as_json=as_json, render=render_validation)
+
+
+def render_validation(summary: Mapping[str, Any]) -> str:
+    """A validation for people."""
+    facts = summary["facts"]
+    state = "passed and is tagged validated" if summary["validated"] else "passed (not tagged)"
+    lines = [
+        f"Snapshot {summary['snapshot']} {state}: {facts['documents']} documents, "
+        f"{facts['chunks']} chunks.",
+        f"Recall@10 {facts['recall']:.3f} ({facts['search_policy']['kind']} index), duplicate rate "
+        f"{facts['duplicate_rate']:.3f}, newest document {facts['age_hours']:.1f} h old.",
+    ]
+    lines += [f"Nearly the same: {', '.join(group)}" for group in facts["near_duplicates"]]
+    if summary["contract"]["missed"]:
+        lines.append(f"Missed: {', '.join(summary['contract']['missed'])}")
+    return "\n".join(lines)
+
+
+def monitor(
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Measure counts, freshness and drift of the feature store, and how answers fare."""
+
+    def work(progress: Progress) -> dict[str, Any]:
+        settings = settings_from(config, overrides)
+        from pipelines import feature_monitoring
+
+        return feature_monitoring.run(settings, progress=progress, dry_run=dry_run).to_dict()
+
+    run_command(work, as_json=as_json, render=render_monitoring)
+
+
+def render_monitoring(summary: Mapping[str, Any]) -> str:
+    """Monitoring for people."""
+    metrics = summary["metrics"]
+    lines = [
+        f"{metrics['documents']} documents, {metrics['chunks']} chunks in {metrics['snapshot']}; "
+        f"{metrics['reference_documents']} and {metrics['reference_chunks']} in "
+        f"{metrics['reference']}.",
+        f"Newest document {metrics['freshness_seconds'] / 3600:.1f} h old.",
+        f"Drift (PSI): embeddings {metrics['embedding_psi']:.3f}, lengths "
+        f"{metrics['length_psi']:.3f}, languages {metrics['language_psi']:.3f}"
+        + (" - above the alarm level" if summary["drift"] else ""),
+        f"{metrics['requests']} logged answers, {metrics['abstention_rate']:.0%} abstained.",
+    ]
+    return "\n".join([*lines, *summary["files"].values()])

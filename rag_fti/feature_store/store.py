@@ -284,9 +284,31 @@ class FeatureStore:
         with mapped_errors("count chunks", next_step=_BAD_FILTER):
             return int(table.count_rows(where))
 
-    def repeated_chunks(self) -> int:
+    def sample_chunks(
+        self, count: int, *, seed: int = 17, at: str = "", columns: Sequence[str]
+    ) -> pa.Table:
+        """Randomly drawn rows of ``chunks``, without repetition; all of them if there are few."""
+        table = self._at("chunks", at)
+        with mapped_errors("sample chunks"):
+            rows = table.count_rows()
+            picks = np.random.default_rng(seed).choice(rows, size=min(count, rows), replace=False)
+            query = table.take_offsets(sorted(picks.tolist())).select(list(columns))
+            return query.to_arrow()
+
+    def oldest_snapshot(self) -> str:
+        """Id of the oldest state that still can be read and holds chunks."""
+        versions = []
+        for name in ("documents", "chunks"):
+            table = self._tables.get(name)
+            with mapped_errors("list versions"):
+                known = sorted(entry["version"] for entry in table.list_versions())
+            filled = (v for v in known if self._tables.at(name, v).count_rows())
+            versions.append(next(filled, known[-1]))
+        return f"d{versions[0]}c{versions[1]}"
+
+    def repeated_chunks(self, *, at: str = "") -> int:
         """Rows of ``chunks`` whose id another row has already; 0 when all is well."""
-        column = self.chunks(columns=["chunk_id"])["chunk_id"]
+        column = self.chunks(at=at, columns=["chunk_id"])["chunk_id"]
         return len(column) - len(column.unique())
 
     def get_chunks(self, chunk_ids: Sequence[str], *, at: str = "") -> list[Hit]:
@@ -406,13 +428,13 @@ class FeatureStore:
                     .execute(documents)
                 )
 
-    def incomplete_documents(self) -> frozenset[str]:
+    def incomplete_documents(self, *, at: str = "") -> frozenset[str]:
         """Ids of documents whose row and chunks disagree, after a crash between two commits."""
         if self._tables.find("documents") is None or self._tables.find("chunks") is None:
             return frozenset()
         with self._tables.locked(shared=True):
-            documents = self.documents(columns=["document_id", "version", "chunk_count"])
-            chunks = self.chunks(columns=["document_id", "document_version"])
+            documents = self.documents(at=at, columns=["document_id", "version", "chunk_count"])
+            chunks = self.chunks(at=at, columns=["document_id", "document_version"])
         return maintenance.incomplete(documents, chunks)
 
     def delete_documents(self, document_ids: Sequence[str]) -> int:

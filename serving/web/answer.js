@@ -1,7 +1,7 @@
 // How an answer looks: text with numbered chips, the sources beneath it, feedback.
 
 import { request } from "./api.js";
-import { announce, count, element, icon } from "./dom.js";
+import { count, element, icon } from "./dom.js";
 
 let forms = 0;
 const MARKER = /\[(\d{1,3})\]/g;
@@ -19,7 +19,7 @@ export const withoutMarkers = (text) => text.replace(/\s*\[\d{1,3}\]/g, "").trim
 export function renderText(into, text, citations, open) {
   const known = new Map((citations || []).map((citation) => [citation.marker, citation]));
   const paragraphs = text.split(/\n{2,}/).map((part) => {
-    const paragraph = element("p");
+    const paragraph = element("p", { dir: "auto" });
     let from = 0;
     for (const match of part.matchAll(MARKER)) {
       const number = Number(match[1]);
@@ -76,7 +76,7 @@ export function sources(citations, open) {
         "div",
         { class: "source-body" },
         element("p", { class: "source-title" }, button),
-        element("blockquote", { class: "quote", text: citation.text.trim() }),
+        element("blockquote", { class: "quote", dir: "auto", text: citation.text.trim() }),
         element("p", { class: "source-path", text: `${citation.source}${page}` }),
       ),
     );
@@ -129,7 +129,7 @@ export function footer({ id, text, about }) {
   });
   const buttons = element("div", { class: "answer-tools" });
   if (id) buttons.append(up, down);
-  if (navigator.clipboard) buttons.append(copier(text));
+  if (navigator.clipboard) buttons.append(copier(text, status));
   return element(
     "footer",
     { class: "answer-foot" },
@@ -148,10 +148,14 @@ function toggle(name, text, onclick) {
   );
 }
 
-function copier(text) {
+function copier(text, status) {
   const onclick = async () => {
-    await navigator.clipboard.writeText(text);
-    announce("Answer copied.");
+    try {
+      await navigator.clipboard.writeText(text);
+      status.textContent = "Copied.";
+    } catch {
+      status.textContent = "The browser does not allow copying here.";
+    }
   };
   return element(
     "button",

@@ -155,7 +155,7 @@ function viewOf(question, number) {
   const answer = element("div", { class: "answer" }, waiting, text, tail);
   const heading = element(
     "h2",
-    { class: "question", id },
+    { class: "question", id, dir: "auto" },
     element("span", { class: "hidden", text: "Question: " }),
     question,
   );

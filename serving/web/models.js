@@ -32,8 +32,8 @@ export function createPicker() {
     refresh,
     /** Id to send as `model`; undefined lets the server choose. */
     chosen: () => (select.disabled ? undefined : select.value),
-    /** Whether a version that answered is missing from the list, so that it is out of date. */
-    isStale: (answered) => !models.some((model) => [model.id, model.root].includes(answered)),
+    /** Whether something else answered than the list says, so that it is out of date. */
+    isStale: (answered) => models.find(({ id }) => id === select.value)?.root !== answered,
   };
 }
 

@@ -389,6 +389,7 @@ def test_the_version_that_answers_is_picked_and_shown(
     deadline = time.monotonic() + 10
     while "handbook@2" not in tab.ask().locator(".about").inner_text():
         assert time.monotonic() < deadline
+    picker.locator("option", has_text="champion → handbook@2").wait_for(state="attached")
 
 
 def test_the_key_is_asked_for_and_kept_in_the_tab_only(

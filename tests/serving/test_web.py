@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pytest
 
 from rag_fti.registry import Registry
 from serving.auth import add_key
-from tests.inference.corpus import CORPUS, FirstSentence
+from tests.inference.corpus import CORPUS, FirstSentence, fill
 from tests.serving.conftest import Running, Start
 
 playwright = pytest.importorskip(
@@ -196,6 +196,63 @@ def test_words_are_found_again_in_a_changed_document(start: Start, visit: Any) -
     assert locate("def and def", 7, 10, "def") == {"start": 8, "end": 11, "moved": True}
     assert locate("all new", 4, 7, "def") is None
     assert locate("ab", 4, 7, "def") is None
+
+
+def test_a_source_is_shown_as_it_was_cited(start: Start, visit: Any) -> None:
+    server = start()
+    tab = visit(server)
+    page = tab.page
+    turn = tab.ask()
+    changed = f"A new beginning. {CORPUS['guide/keys.md']}"
+    fill(server.services.store, {"guide/keys.md": changed})
+    turn.locator("button.chip").click()
+    page.locator("#panel mark").wait_for()
+    assert page.locator("#panel-text").inner_text() == CORPUS["guide/keys.md"]
+    assert page.locator("#panel-notice").inner_text() == ""
+    page.keyboard.press("Escape")
+
+    # The same where the old state has been cleaned up: the present text, and a word about it.
+    gone = {"error": {"message": "There is no such snapshot."}}
+    page.route(re.compile(r"/v1/documents/.*at="), lambda r: r.fulfill(status=404, json=gone))
+    tab.expected = "status of 404"
+    page.get_by_role("button", name="New conversation").click()
+    fill(server.services.store, CORPUS)
+    turn = tab.ask()
+    fill(server.services.store, {"guide/keys.md": changed})
+    turn.locator("button.chip").click()
+    page.get_by_text("the cited words were found again").wait_for()
+    assert page.locator("#panel mark").inner_text() == ANSWER
+    assert page.locator("#panel-text").inner_text() == changed
+
+
+def test_an_answer_that_breaks_off_is_no_answer(start: Start, visit: Any) -> None:
+    tab = visit(start())
+    page = tab.page
+    piece = (
+        'data: {"id": "a", "model": "m", "choices": [{"delta": {"content": "Half an"}}]}\r\n\r\n'
+    )
+    error = 'data: {"error": {"message": "The model ran out of memory."}}\n\n'
+    broken = {"": "ended before the answer was complete", error: "ran out of memory"}
+    for tail, message in broken.items():
+        page.route("**/v1/chat/completions", streamed(piece + tail))
+        turn = tab.ask(wait=False)
+        turn.get_by_role("alert").wait_for()
+        assert message in turn.get_by_role("alert").inner_text()
+        assert "Half an" in turn.locator(".answer-text").inner_text()
+        assert turn.locator(".answer-foot").count() == 0
+        page.unroute("**/v1/chat/completions")
+    turn.get_by_role("button", name="Try again").click()
+    turn.locator(".answer-foot").wait_for()
+    assert ANSWER in turn.inner_text() and "Half an" not in turn.inner_text()
+
+
+def streamed(body: str) -> Callable[[Any], None]:
+    """A route handler that answers with these server-sent events."""
+
+    def handler(route: Any) -> None:
+        route.fulfill(body=body, headers={"Content-Type": "text/event-stream"})
+
+    return handler
 
 
 def test_an_abstention_is_shown_as_one(start: Start, visit: Any) -> None:

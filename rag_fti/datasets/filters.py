@@ -18,10 +18,12 @@ MAX_ANSWER_WORDS = 60
 _MIN_LANGUAGE_WORDS = 5
 
 _DEPENDENT = re.compile(
-    r"\b(?:th(?:is|e|ese) (?:section|passage|text|document|chapter|paragraph|table|figure|list|"
-    r"article|page|excerpt|snippet|context|above|below|following|provided|given)|"
+    r"\b(?:(?:this|these) (?:section|passage|text|document|chapter|paragraph|table|figure|list|"
+    r"article|page|excerpt|snippet|context)|"
+    r"the (?:passage|excerpt|snippet|provided text|given text|text (?:above|below)|"
+    r"(?:following|preceding) \w+|above|section (?:above|below))\b|"
     r"(?:mentioned|described|listed|shown|stated|discussed|defined|given) (?:above|below|here|"
-    r"earlier|in the (?:text|passage|section|table|document))|"
+    r"earlier|in the (?:text|passage|section|document))|"
     r"according to (?:the|this) (?:text|passage|document|section|table|author)|"
     r"passage \d|\[\d{1,3}\])",
     re.IGNORECASE,
@@ -33,10 +35,16 @@ _UNKNOWING = re.compile(
     re.IGNORECASE,
 )
 _PRONOUN = re.compile(
-    r"^(?:what|who|where|when|why|how|which)\s+(?:(?:is|are|was|were|do|does|did|has|have|can|will)\s+)?"
-    r"(?:it|they|he|she|this|that|these|those|them)\b",
+    r"^(?:what|who|where|when|why|how|which)(?: \w+)? "
+    r"(?:is|are|was|were|do|does|did|has|have|can|will) (?:he|she|they|those|them|these|"
+    r"(?:it|this|that)(?! (?:mean|cost|take|possible|allowed|true)))\b",
     re.IGNORECASE,
 )
+_SHARED_WORDS = frozenset(
+    ["a", "as", "at", "an", "do", "no", "me", "so", "on", "to", "in", "is", "i", "he", "was", "not",
+     "die", "den", "war", "de", "en", "or", "for", "per", "con", "on", "son", "sin", "far", "men"]
+)  # fmt: skip
+"""Words of English that also are common words of other languages."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +123,11 @@ def _checked(candidate: Candidate, language_of: Callable[[str], str]) -> tuple[C
     if not supported:
         return candidate, "answer not in its chunk"
     hit, span = supported[0]
+    # A question has few words: those that several languages share would decide by accident.
+    telling = " ".join(word for word in question.split() if word.lower() not in _SHARED_WORDS)
     asked, told = language_of(question), language_of(hit.text)
-    if asked and told and asked != told and len(question.split()) >= _MIN_LANGUAGE_WORDS:
+    sure = asked and asked == language_of(telling) and len(question.split()) >= _MIN_LANGUAGE_WORDS
+    if sure and told and asked != told:
         return candidate, "other language than its chunk"
     chunks = tuple(hit for hit, _ in supported)
     return replace(candidate, question=question, answer=span.text, chunks=chunks), ""

@@ -10,6 +10,7 @@ import typer
 
 from pipelines.commands.options import (
     ConfigFiles,
+    DryRun,
     Json,
     Overrides,
     run_command,
@@ -23,6 +24,7 @@ def register(app: typer.Typer) -> None:
     """Add this group's commands to ``app``."""
     app.command()(serve)
     app.command(no_args_is_help=True)(ask)
+    app.command(no_args_is_help=True)(batch)
     keys = typer.Typer(help="API keys of the server.", no_args_is_help=True)
     keys.command("add", no_args_is_help=True)(add_key)
     keys.command("list")(list_keys)
@@ -63,6 +65,58 @@ def serve(
         return {}
 
     run_command(work, as_json=False, render=lambda _: "Stopped.")
+
+
+def batch(
+    questions: Annotated[
+        Path, typer.Argument(help="Questions: JSONL, CSV, Parquet, or text lines.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="File to write: .jsonl, .parquet or .csv.")],
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    model: Annotated[str, typer.Option("--model", help="name@version, an alias, or base.")] = "",
+    at: Annotated[str, typer.Option("--at", help="Snapshot or tag to answer on.")] = "",
+    collection: Annotated[
+        list[str] | None, typer.Option("--collection", help="Only this one; may be repeated.")
+    ] = None,
+    resume: Annotated[
+        bool | None, typer.Option("--resume/--restart", help="Go on with an interrupted run.")
+    ] = None,
+    as_json: Json = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Answer a file of questions; an interrupted run goes on where it stopped."""
+
+    def work(progress: Progress) -> Mapping[str, Any]:
+        settings = settings_from(config, overrides, {"batch.resume": resume})
+        from pipelines import batch_inference
+
+        return batch_inference.run(
+            settings,
+            questions,
+            out,
+            model=model,
+            at=at,
+            collections=collection,
+            progress=progress,
+            dry_run=dry_run,
+        ).to_dict()
+
+    run_command(
+        work, as_json=as_json, render=render_batch, failed=lambda summary: summary["failed"] > 0
+    )
+
+
+def render_batch(summary: Mapping[str, Any]) -> str:
+    """A batch run for people."""
+    if summary["dry_run"]:
+        return f"{summary['questions']} questions would be answered on {summary['snapshot']}."
+    return (
+        f"{summary['questions']} questions: {summary['answered']} answered, "
+        f"{summary['abstained']} abstentions, {summary['failed']} failed\n"
+        f"{summary['output']}  ({summary['model']} on {summary['snapshot']}, "
+        f"{summary['seconds']:.1f} s)"
+    )
 
 
 KeyFileOption = Annotated[

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import batch_inference
+from rag_fti.config import Settings, load_settings
+from rag_fti.errors import ConfigError, ContractViolation, SourceError, StoreError
+from rag_fti.feature_store import FeatureStore
+from rag_fti.inference import build_engine
+from tests.inference.corpus import CORPUS, FirstSentence, HashEmbedder, fill
+
+QUESTIONS = [
+    "Who keeps the cellar key?",
+    "When does the office open on weekdays?",
+    "What is a zebra?",
+    "Where does the ferry leave?",
+    "Do dogs travel free?",
+]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return load_settings(
+        values={"storage.root": str(tmp_path / "data"), "batch.batch_size": 2}, environment={}
+    )
+
+
+@pytest.fixture
+def store(settings: Settings) -> FeatureStore:
+    opened = FeatureStore.open(settings.storage.features_uri)
+    fill(opened, CORPUS)
+    return opened
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.jsonl"
+    rows = [{"id": f"q{n}", "question": text} for n, text in enumerate(QUESTIONS)]
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    return path
+
+
+Answerer = Callable[..., batch_inference.Summary]
+
+
+@pytest.fixture
+def answer(settings: Settings, store: FeatureStore, questions: Path, tmp_path: Path) -> Answerer:
+    def made(
+        generator: Any = None,
+        *,
+        output: str = "out.jsonl",
+        source: Path = questions,
+        **options: Any,
+    ) -> batch_inference.Summary:
+        engine = build_engine(
+            settings, store=store, embedder=HashEmbedder(), generator=generator or FirstSentence()
+        )
+        return batch_inference.run(
+            settings, source, tmp_path / output, store=store, engine=engine, **options
+        )
+
+    return made
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_one_prediction_per_question_in_file_and_table(
+    answer: Answerer, store: FeatureStore, tmp_path: Path
+) -> None:
+    summary = answer()
+    rows = lines_of(tmp_path / "out.jsonl")
+    assert [row["question_id"] for row in rows] == ["q0", "q1", "q2", "q3", "q4"]
+    assert rows[0]["answer"] == "The cellar key is kept by Ada Byrne. [1]"
+    citation = rows[0]["citations"][0]
+    assert CORPUS[citation["source"]][citation["start"] : citation["end"]] == citation["text"]
+    assert (summary.questions, summary.abstained, summary.failed) == (5, 1, 0)
+    assert summary.contract["ok"]
+    stored = store.rows("predictions").to_pylist()
+    assert {row["prediction_id"] for row in stored} == {row["prediction_id"] for row in rows}
+    assert not list(tmp_path.glob(".*work*"))
+    promised = {"run_id", "seconds", "contract", "model", "snapshot", "output"}
+    assert promised <= set(summary.to_dict())
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped_on_the_same_snapshot(
+    answer: Answerer, store: FeatureStore, tmp_path: Path
+) -> None:
+    class Dies(FirstSentence):
+        def stream(self, request: Any, cancellation: Any = None) -> Any:
+            if len(self.requests) == 3:
+                raise KeyboardInterrupt
+            return super().stream(request, cancellation)
+
+    with pytest.raises(KeyboardInterrupt):
+        answer(Dies())
+    assert not (tmp_path / "out.jsonl").exists()
+    assert store.rows("predictions").num_rows == 0
+    before = store.snapshot()
+    fill(store, {"guide/keys.md": "The cellar key is kept by Bo Lind."})
+    work = tmp_path / ".out.jsonl.work.jsonl"
+    work.write_bytes(work.read_bytes() + b'{"torn": ')
+    generator = FirstSentence()
+    summary = answer(generator)
+    assert summary.resumed == 2
+    assert len(generator.requests) == 3
+    rows = lines_of(tmp_path / "out.jsonl")
+    assert {row["snapshot"] for row in rows} == {before}
+    assert len({row["run_id"] for row in rows}) == 1
+    assert store.rows("predictions").num_rows == 5
+
+
+def test_another_input_or_model_starts_anew(answer: Answerer, questions: Path) -> None:
+    class Dies(FirstSentence):
+        def stream(self, request: Any, cancellation: Any = None) -> Any:
+            if len(self.requests) == 3:
+                raise KeyboardInterrupt
+            return super().stream(request, cancellation)
+
+    with pytest.raises(KeyboardInterrupt):
+        answer(Dies())
+    assert answer(FirstSentence("other")).resumed == 0
+    with pytest.raises(KeyboardInterrupt):
+        answer(Dies())
+    questions.write_text(json.dumps({"question": "Do dogs travel free?"}), encoding="utf-8")
+    assert answer().resumed == 0
+
+
+def test_one_bad_question_does_not_take_the_others_down(
+    answer: Answerer, questions: Path, tmp_path: Path
+) -> None:
+    with questions.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"id": "long", "question": "word " * 4000}) + "\n")
+    summary = answer()
+    rows = lines_of(tmp_path / "out.jsonl")
+    assert summary.failed == 1
+    assert [row["question_id"] for row in rows if row["error"]] == ["long"]
+    assert "tokens" in rows[-1]["error"]
+    assert summary.contract["missed"] == ["failures"]
+
+
+def test_a_failing_store_is_not_a_failed_question(answer: Answerer, store: FeatureStore) -> None:
+    class Breaks(FirstSentence):
+        def generate(self, requests: Any) -> Any:
+            raise StoreError("The disk is gone.")
+
+    with pytest.raises(StoreError):
+        answer(Breaks())
+    assert store.rows("predictions").num_rows == 0
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".txt"])
+def test_inputs_and_outputs_of_every_kind(answer: Answerer, tmp_path: Path, suffix: str) -> None:
+    source = tmp_path / f"in{suffix}"
+    if suffix == ".txt":
+        source.write_text("\n".join(QUESTIONS) + "\n\n", encoding="utf-8")
+    elif suffix == ".csv":
+        source.write_text("id,question\n" + "".join(f"{n},{q}\n" for n, q in enumerate(QUESTIONS)))
+    else:
+        pq.write_table(pa.table({"question": QUESTIONS}), source)
+    output = "out.csv" if suffix == ".txt" else "out.parquet"
+    assert answer(source=source, output=output).questions == 5
+    if output.endswith("csv"):
+        with (tmp_path / output).open(encoding="utf-8") as stream:
+            assert len(list(csv.DictReader(stream))) == 5
+    else:
+        assert pq.read_table(tmp_path / output)["question"].to_pylist() == QUESTIONS
+
+
+def test_bad_inputs_are_refused_before_anything_is_computed(
+    answer: Answerer, tmp_path: Path, settings: Settings
+) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    with pytest.raises(ContractViolation, match="at least one question"):
+        answer(source=empty)
+    twice = tmp_path / "twice.csv"
+    twice.write_text("id,question\n1,a?\n1,b?\n")
+    with pytest.raises(ContractViolation, match="own id"):
+        answer(source=twice)
+    with pytest.raises(SourceError):
+        answer(source=tmp_path / "missing.csv")
+    nameless = tmp_path / "nameless.csv"
+    nameless.write_text("text\nx\n")
+    with pytest.raises(SourceError):
+        answer(source=nameless)
+    with pytest.raises(ConfigError, match="format"):
+        answer(output="out.docx")
+    with pytest.raises(ConfigError, match="written"):
+        answer(output="no/such/out.jsonl")
+
+
+def test_a_dry_run_writes_nothing(answer: Answerer, tmp_path: Path, store: FeatureStore) -> None:
+    summary = answer(dry_run=True)
+    assert summary.to_dict()["dry_run"] is True
+    assert not (tmp_path / "out.jsonl").exists()
+    assert store.rows("predictions").num_rows == 0

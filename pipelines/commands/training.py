@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,6 +17,7 @@ from pipelines.commands.options import (
     Overrides,
     run_command,
     settings_from,
+    split_overrides,
 )
 from rag_fti.progress import Progress
 
@@ -31,9 +34,18 @@ def register(app: typer.Typer) -> None:
     training.command(DEFAULT)(train)
     app.add_typer(training, name="train")
     models = typer.Typer(cls=DefaultGroup, help="Look into and move models of the registry.")
-    models.command(DEFAULT)(models_list)
+    models.command(DEFAULT, hidden=True)(models_list)
     models.command("list")(models_list)
+    models.command("show")(models_show)
+    models.command("history")(models_history)
+    models.command("export")(models_export)
+    models.command("import")(models_import)
+    models.command("merge")(models_merge)
+    models.command("gc")(models_gc)
     app.add_typer(models, name="models")
+    app.command()(evaluate)
+    app.command()(promote)
+    app.command()(rollback)
 
 
 def train(
@@ -85,6 +97,217 @@ def models_list(
     run_command(work, as_json=as_json, render=_render_models)
 
 
+def models_show(
+    version: Version,
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a version was made from, and check its files."""
+
+    def work(_: Progress) -> Mapping[str, Any]:
+        registry = _registry(settings_from(config, overrides))
+        found = registry.resolve(version)
+        registry.verify(found)
+        return {**_describe(registry, found), "manifest": dict(found.manifest), "intact": True}
+
+    run_command(work, as_json=as_json, render=_render_version)
+
+
+def models_history(
+    name: Annotated[str, typer.Argument(help="Model name.")],
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    as_json: Json = False,
+) -> None:
+    """Show which version was what, when, and why."""
+
+    def work(_: Progress) -> Mapping[str, Any]:
+        registry = _registry(settings_from(config, overrides))
+        return {"name": name, "changes": [asdict(c) for c in registry.history(name)]}
+
+    run_command(work, as_json=as_json, render=_render_history)
+
+
+def models_export(
+    version: Version,
+    target: Annotated[Path, typer.Argument(help="Directory that does not exist yet.")],
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    as_json: Json = False,
+) -> None:
+    """Copy a version out of the registry, manifest and all."""
+
+    def work(_: Progress) -> Mapping[str, Any]:
+        registry = _registry(settings_from(config, overrides))
+        found = registry.resolve(version)
+        return {"ref": found.ref, "path": str(registry.export_version(found, target))}
+
+    run_command(work, as_json=as_json, render=lambda s: f"{s['ref']} is in {s['path']}")
+
+
+def models_import(
+    source: Annotated[Path, typer.Argument(help="Version directory, as exported or trained.")],
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    name: Annotated[str, typer.Option(help="Name here; the version's own by default.")] = "",
+    alias: Annotated[str, typer.Option(help="Alias to point at it; empty for none.")] = (
+        "challenger"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Bring a version that was trained elsewhere into the registry."""
+
+    def work(_: Progress) -> Mapping[str, Any]:
+        registry = _registry(settings_from(config, overrides))
+        found = registry.import_version(source, model_name=name)
+        if alias and registry.aliases(found.name).get(alias) != found.version:
+            registry.set_alias(found.name, alias, found.version, why=f"imported from {source.name}")
+        return {"ref": found.ref, "path": str(found.path), "alias": alias}
+
+    run_command(
+        work,
+        as_json=as_json,
+        render=lambda s: f"Imported as {s['ref']}. Next: rag-fti evaluate {s['ref']}",
+    )
+
+
+def models_merge(
+    version: Version,
+    target: Annotated[Path, typer.Argument(help="Directory that does not exist yet.")],
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    as_json: Json = False,
+) -> None:
+    """Fold a version's adapter into its base model and write the full weights."""
+
+    def work(_: Progress) -> Mapping[str, Any]:
+        from rag_fti.training.merging import merge_version
+
+        settings = settings_from(config, overrides)
+        registry = _registry(settings)
+        found = registry.resolve(version)
+        registry.verify(found)
+        merge_version(found.path, found.manifest, target, base_model=settings.training.base_model)
+        return {"ref": found.ref, "path": str(target)}
+
+    run_command(work, as_json=as_json, render=lambda s: f"{s['ref']}, merged, is in {s['path']}")
+
+
+def models_gc(
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    keep_last: Annotated[int, typer.Option(help="Newest versions to keep.", min=0)] = 3,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Remove versions that no alias, rollback or logged answer refers to."""
+
+    def work(_: Progress) -> Mapping[str, Any]:
+        from rag_fti.feature_store import FeatureStore
+
+        settings = settings_from(config, overrides)
+        registry = _registry(settings)
+        store = FeatureStore.open(settings.storage.features_uri, options=settings.storage.options)
+        referenced = {
+            str(model)
+            for table in ("inference_log", "predictions")
+            for model in store.rows(table).column("model").to_pylist()
+        }
+        found = [
+            registry.gc(name, keep_last=keep_last, referenced=referenced, dry_run=dry_run)
+            for name in registry.names()
+        ]
+        return {
+            "removed": [ref for garbage in found for ref in garbage.versions],
+            "leftovers": sum(garbage.leftovers for garbage in found),
+            "dry_run": dry_run,
+        }
+
+    run_command(
+        work,
+        as_json=as_json,
+        render=lambda s: (
+            f"{'Would remove' if s['dry_run'] else 'Removed'} "
+            f"{', '.join(s['removed']) or 'nothing'}; {s['leftovers']} unfinished publications"
+        ),
+    )
+
+
+def evaluate(
+    version: Annotated[str, typer.Argument(help="name@version, alias, or number.")],
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    questions: Annotated[
+        list[Path] | None, typer.Option(help="Question file; may be given again.")
+    ] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Judge a version against base and champion, and promote it if every gate holds."""
+
+    def work(progress: Progress) -> Mapping[str, Any]:
+        from pipelines import model_validation
+
+        settings = settings_from(
+            config,
+            overrides,
+            {"evaluation.questions": [str(path) for path in questions] if questions else None},
+        )
+        return model_validation.run(settings, version, progress=progress, dry_run=dry_run).to_dict()
+
+    run_command(work, as_json=as_json, render=_render_evaluation)
+
+
+def promote(
+    version: Version,
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    alias: Annotated[str, typer.Option(help="Alias to move.")] = "champion",
+    why: Annotated[str, typer.Option(help="Reason, for the history.")] = "promoted by hand",
+    as_json: Json = False,
+) -> None:
+    """Point an alias at a version without judging it."""
+
+    def work(_: Progress) -> Mapping[str, Any]:
+        registry = _registry(settings_from(config, overrides))
+        found = registry.resolve(version)
+        registry.verify(found)
+        return asdict(registry.set_alias(found.name, alias, found.version, why=why)) | {
+            "name": found.name
+        }
+
+    run_command(work, as_json=as_json, render=_render_change)
+
+
+def rollback(
+    name: Annotated[str, typer.Argument(help="Model name; the only one when left out.")] = "",
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    alias: Annotated[str, typer.Option(help="Alias to move.")] = "champion",
+    why: Annotated[str, typer.Option(help="Reason, for the history.")] = "rolled back by hand",
+    as_json: Json = False,
+) -> None:
+    """Point an alias back at the version it had before."""
+
+    def work(_: Progress) -> Mapping[str, Any]:
+        from rag_fti.errors import ModelNotFound
+
+        plain, more = split_overrides([name] if name else [])
+        settings = settings_from(config, [*more, *(overrides or [])])
+        registry = _registry(settings)
+        model = plain[0] if plain else settings.evaluation.model_name
+        if not registry.versions(model):
+            raise ModelNotFound(
+                f"The registry has no model {model!r}; it has: "
+                f"{', '.join(registry.names()) or 'none'}.",
+                next_step="Name one: rag-fti rollback NAME.",
+            )
+        return asdict(registry.rollback(model, alias, why=why)) | {"name": model}
+
+    run_command(work, as_json=as_json, render=_render_change)
+
+
 def _registry(settings: Settings) -> Registry:
     from rag_fti.registry import Registry
 
@@ -115,6 +338,50 @@ def _render_training(summary: Mapping[str, Any]) -> str:
         f"{summary['seconds']:.0f} s\n"
         f"Next: rag-fti evaluate {summary['model']}@{summary['version']}"
     )
+
+
+def _render_version(summary: Mapping[str, Any]) -> str:
+    manifest = summary["manifest"]
+    lines = [f"{summary['ref']}  {', '.join(summary['aliases'])}", f"  {summary['path']}"]
+    for key in ("created_at", "dataset", "base_model", "metrics"):
+        lines.append(f"  {key}: {manifest.get(key)}")
+    return "\n".join([*lines, "  all files match their digests"])
+
+
+def _render_history(summary: Mapping[str, Any]) -> str:
+    lines = [
+        f"{c['at'][:19]}  {c['alias']:12} {c['from_version'] or '-'} -> {c['to_version']}  "
+        f"{c['who']}: {c['why']}"
+        for c in summary["changes"]
+    ]
+    return "\n".join(lines) or f"No alias of {summary['name']} was ever set."
+
+
+def _render_change(summary: Mapping[str, Any]) -> str:
+    before = summary["from_version"]
+    return (
+        f"{summary['name']}@{summary['alias']} is now version {summary['to_version']}"
+        f"{f' (was {before})' if before else ''}."
+    )
+
+
+def _render_evaluation(summary: Mapping[str, Any]) -> str:
+    shown = ("f1", "exact_match", "citation_precision", "abstention_recall", "false_abstention")
+    present = {name: table for name, table in summary["scores"].items() if table}
+    lines = [f"{'':22}" + "".join(f"{name:>12}" for name in present)]
+    for metric in shown:
+        values = (table[metric] for table in present.values())
+        lines.append(
+            f"{metric:22}" + "".join(f"{'-' if v is None else f'{v:.3f}':>12}" for v in values)
+        )
+    for other, table in summary["differences"].items():
+        i = table["f1"]
+        lines.append(
+            f"f1 over {other}: {i['mean']:+.3f} (95 %: {i['low']:+.3f} to {i['high']:+.3f})"
+        )
+    for gate in summary["gates"]:
+        lines.append(f"  {'ok ' if gate['ok'] else 'NO '} {gate['name']}: {gate['threshold']}")
+    return "\n".join([*lines, summary["verdict"], f"Report: {summary['report']}"])
 
 
 def _render_models(summary: Mapping[str, Any]) -> str:

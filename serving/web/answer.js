@@ -43,6 +43,7 @@ function chip(citation, open) {
     type: "button",
     class: "chip",
     text: citation.marker,
+    "data-marker": citation.marker,
     "aria-label": `Source ${citation.marker}: ${label(citation)}`,
     title: label(citation),
   });
@@ -62,7 +63,7 @@ export function sources(citations, open) {
   const items = citations.map((citation) => {
     const button = element(
       "button",
-      { type: "button", class: "source-open" },
+      { type: "button", class: "source-open", "data-marker": citation.marker },
       element("span", { class: "hidden", text: `Source ${citation.marker}: ` }),
       label(citation),
     );

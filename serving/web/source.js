@@ -34,9 +34,7 @@ export function createPanel() {
     if (panel.dataset.moving) return;
     document.body.classList.remove("with-panel");
     shown = null;
-    for (const node of document.querySelectorAll("[aria-current='true']")) {
-      node.removeAttribute("aria-current");
-    }
+    point(null);
     if (opener?.isConnected) opener.focus();
     opener = null;
   });
@@ -74,10 +72,7 @@ export function createPanel() {
   async function open(citation, snapshot, from) {
     opener = from;
     shown = citation;
-    for (const node of document.querySelectorAll("[aria-current='true']")) {
-      node.removeAttribute("aria-current");
-    }
-    from.setAttribute("aria-current", "true");
+    point(from.closest(".turn"), citation.marker);
     title.textContent = label(citation);
     about.textContent = [citation.source, citation.page && `page ${citation.page}`]
       .filter(Boolean)
@@ -147,4 +142,14 @@ function lines(text) {
   return text
     .split(/^(#{1,6} .*)$/m)
     .map((part, number) => (number % 2 ? element("span", { class: "doc-heading", text: part }) : part));
+}
+
+/** Set the number and the list entry of the open source apart. */
+function point(turn, marker) {
+  for (const node of document.querySelectorAll("[aria-current='true']")) {
+    node.removeAttribute("aria-current");
+  }
+  for (const node of turn?.querySelectorAll("[data-marker]") || []) {
+    if (Number(node.dataset.marker) === marker) node.setAttribute("aria-current", "true");
+  }
 }

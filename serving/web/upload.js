@@ -52,7 +52,7 @@ export function createUpload({ onStored }) {
     state.textContent = "Reading…";
     const outcome = await upload(file).catch((error) => ({ failed: true, text: error.message }));
     row.classList.add(outcome.failed ? "failed" : "stored");
-    state.textContent = outcome.text;
+    state.textContent = outcome.text.replace(`${file.name}: `, "");
     if (!outcome.failed) onStored();
     summary.textContent = `${file.name}: ${outcome.text}`;
   }

@@ -20,6 +20,8 @@ class LoraSection(Section):
     """Dropout on the adapter's input."""
     targets: str | tuple[str, ...] = "all-linear"
     """Modules that get an adapter; ``all-linear`` is every linear layer but the head."""
+    last_layers: Annotated[int, Field(ge=0)] = 0
+    """Adapt only the last layers; 0 adapts all. Layers below need no backward pass."""
     dora: bool = False
     """Weight-decomposed variant (Liu et al. 2024)."""
     rslora: bool = False

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 
 from rag_fti.errors import ConfigError
+
+ALL_LINEAR = "all-linear"
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks?)\.(\d+)\.")
 
 
 def add_adapter(
@@ -17,6 +21,7 @@ def add_adapter(
     alpha: float,
     dropout: float,
     targets: str | tuple[str, ...],
+    last_layers: int,
     dora: bool,
     rslora: bool,
     quantized: bool,
@@ -31,6 +36,8 @@ def add_adapter(
             ``rslora``).
         dropout: Dropout on the adapter's input.
         targets: ``all-linear`` or names of modules.
+        last_layers: Adapt only modules of the last layers, and those outside the layers; 0 for
+            all.
         dora: Weight-decomposed variant.
         rslora: Rank-stabilised scale.
         quantized: The base model is in 4 bit.
@@ -46,7 +53,7 @@ def add_adapter(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
+        target_modules=_targets(model, targets, last_layers),
         use_dora=dora,
         use_rslora=rslora,
     )
@@ -67,6 +74,21 @@ def add_adapter(
         )
         adapted.enable_input_require_grads()
     return adapted
+
+
+def _targets(model: Any, targets: str | tuple[str, ...], last_layers: int) -> str | list[str]:
+    if not last_layers:
+        return targets if isinstance(targets, str) else list(targets)
+    first = model.config.num_hidden_layers - last_layers
+    head = model.get_output_embeddings()
+    names = []
+    for name, module in model.named_modules():
+        wanted = targets == ALL_LINEAR or name.rpartition(".")[2] in targets
+        layer = _LAYER.search(name)
+        low = layer is not None and int(layer.group(1)) < first
+        if isinstance(module, torch.nn.Linear) and module is not head and wanted and not low:
+            names.append(name)
+    return names
 
 
 def quantization(kind: str, *, device: str) -> Any:

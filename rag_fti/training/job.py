@@ -42,6 +42,7 @@ class LoraOptions:
     alpha: float = 32.0
     dropout: float = 0.0
     targets: str | tuple[str, ...] = "all-linear"
+    last_layers: int = 0
     dora: bool = False
     rslora: bool = False
 
@@ -206,6 +207,7 @@ def _load_model(base: Path, options: JobOptions, device: str, dtype: torch.dtype
         alpha=lora.alpha,
         dropout=lora.dropout,
         targets=lora.targets,
+        last_layers=lora.last_layers,
         dora=lora.dora,
         rslora=lora.rslora,
         quantized=options.quantize != "none",

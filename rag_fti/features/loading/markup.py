@@ -17,8 +17,9 @@ _DROPPED = (
     "script", "style", "noscript", "template", "svg", "iframe", "object", "embed", "canvas",
     "nav", "button", "select", "input", "textarea", "dialog",
 )  # fmt: skip
-_LEAST_SHARE = 0.3
-"""Main-content extraction that keeps less of the page's text than this is not trusted."""
+_LEAST_SHARE = 0.05
+"""Main-content extraction that keeps less of the page's text than this is not trusted. On the 181
+pages of the article extraction benchmark 0.05 gives F1 0.949, 0 gives 0.954, 0.2 gives 0.907."""
 _SMALL_PAGE = 600
 _SPACES = re.compile(r"[ \t\r\f\v\u00a0]+")
 _MANY_LINES = re.compile(r"\n\s*\n\s*\n+")
@@ -49,15 +50,13 @@ def _main_content(html: str) -> str:
 
     found = trafilatura.extract(
         html,
-        output_format="markdown",
+        output_format="html",
         include_comments=False,
         include_tables=True,
-        include_links=False,
-        include_formatting=False,
+        include_formatting=True,
         favor_recall=True,
-        deduplicate=False,
     )
-    return found or ""
+    return fragment_to_markdown(found) if found else ""
 
 
 def decode_markup(data: bytes) -> str:

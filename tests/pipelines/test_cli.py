@@ -1,0 +1,104 @@
+"""Bad input: the right exit code, one clear message, no traceback."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from pipelines.cli import app
+from pipelines.commands.options import split_overrides
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> object:
+    """The command, run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *words: CliRunner().invoke(app, list(words))
+
+
+CASES = [
+    (["ingest", "no/such/path"], 1, "no/such/path"),
+    (["ingest"], 2, "Nothing to ingest"),
+    (["ingest", ".", "chunking.max_tokns=3"], 2, "did you mean 'max_tokens'"),
+    (["ingest", ".", "chunking.max_tokens=many"], 2, "chunking.max_tokens"),
+    (["ingest", ".", "--config", "none.yaml"], 2, "none.yaml"),
+    (["ingest", ".", "--engine", "spark"], 2, "spark"),
+    (["search", "anything"], 1, "rag-fti ingest"),
+    (["ask", "anything"], 1, "rag-fti ingest"),
+    (["serve", "serving.host=0.0.0.0"], 2, "keys"),
+    (["dataset", "build"], 3, "rag-fti ingest"),
+    (["dataset", "show", "nothing@latest"], 1, "nothing"),
+    (["train"], 1, "rag-fti dataset build"),
+    (["evaluate", "assistant@7"], 1, "assistant"),
+    (["promote", "assistant@7"], 1, "assistant"),
+    (["contracts", "baking"], 2, "baking"),
+    (["lineage", "unknown"], 1, "rag-fti ingest"),
+    (["replay", "unknown"], 1, "rag-fti ingest"),
+    (["bake"], 2, "bake"),
+    (["status", "--colour"], 2, "--colour"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "named"), CASES, ids=lambda v: str(v))
+def test_bad_input_exits_with_one_clear_message(
+    invoke: object, words: list[str], code: int, named: str
+) -> None:
+    result: Result = invoke(*words)  # type: ignore[operator]
+    assert result.exit_code == code, result.output
+    assert named in result.output
+    assert "Traceback" not in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+def test_an_error_as_json_is_one_object_on_stdout(invoke: object) -> None:
+    result: Result = invoke("ask", "anything", "--json")  # type: ignore[operator]
+    assert result.exit_code == 1
+    error = json.loads(result.stdout)["error"]
+    assert set(error) == {"type", "message", "next_step"}
+
+
+def test_a_port_in_use_is_one_clear_message(invoke: object) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result: Result = invoke("serve", f"serving.port={port}")  # type: ignore[operator]
+    assert result.exit_code in (1, 2)
+    assert str(port) in result.output
+    assert "Traceback" not in result.output
+
+
+def test_status_and_contracts_work_on_an_empty_folder(invoke: object) -> None:
+    status: Result = invoke("status", "--json")  # type: ignore[operator]
+    assert status.exit_code == 0, status.output
+    assert json.loads(status.stdout)["features"]["exists"] is False
+    shown: Result = invoke("contracts", "--json")  # type: ignore[operator]
+    assert shown.exit_code == 0
+    declared = {c["pipeline"] for c in json.loads(shown.stdout)["contracts"]}
+    assert declared >= {"ingest", "instruction_dataset", "training", "model_validation"}
+    readable: Result = invoke("contracts", "training")  # type: ignore[operator]
+    assert "precondition" in readable.output
+
+
+def test_help_names_every_command(invoke: object) -> None:
+    result: Result = invoke("--help")  # type: ignore[operator]
+    assert result.exit_code == 0
+    daily = ["ingest", "delete", "search", "serve", "ask", "batch", "status", "demo"]
+    building = ["dataset", "train", "evaluate", "promote", "rollback", "models"]
+    watching = ["validate", "monitor", "contracts", "lineage", "replay"]
+    for command in daily + building + watching:
+        assert command in result.output
+
+
+def test_overrides_are_told_from_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.b=c").touch()
+    assert split_overrides(["docs", "retrieval.k=3", "a.b=c", "x=y"]) == (
+        ["docs", "a.b=c", "x=y"],
+        ["retrieval.k=3"],
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from rag_fti.feature_store import FeatureStore
     from rag_fti.features.ingestion import Ingestor, IngestTotals
     from rag_fti.protocols import Embedder
+
+_ROUNDS_PER_OPTIMIZE = 50
 
 CONTRACT = Contract(
     pipeline="ingest",
@@ -156,6 +159,69 @@ def run(
     totals = ingestor.ingest(names, prune=settings.ingest.prune, stdin_name=stdin_name)
     totals.seconds = time.monotonic() - started
     return finish(settings, store, contract, totals, progress=progress)
+
+
+def watch(
+    settings: Settings,
+    paths: Sequence[str | Path],
+    *,
+    stop: threading.Event,
+    store: FeatureStore | None = None,
+    embedder: Embedder | None = None,
+    progress: Progress | None = None,
+) -> Summary:
+    """Ingest documents, then keep the store in step with the files until told to stop.
+
+    Args:
+        settings: Everything but the paths.
+        paths: Files and directories.
+        stop: Set it to end the watch.
+        store: Feature store to use in place of the configured one.
+        embedder: Embedder to use in place of the configured one.
+        progress: Is told about every round of changes.
+
+    Returns:
+        All rounds together.
+
+    Raises:
+        ContractViolation: If a promise cannot be kept.
+        StoreError: If the store cannot be read or written.
+    """
+    from rag_fti.feature_store import FeatureStore
+    from rag_fti.features.ingestion import IngestTotals, build_ingestor
+    from rag_fti.features.watching import watch as watch_paths
+    from rag_fti.models.embedder import build_embedder
+
+    progress = progress or Silent()
+    store = store or FeatureStore.open(
+        settings.storage.features_uri, options=settings.storage.options
+    )
+    embedder = embedder or build_embedder(settings.embedder)
+    first = run(settings, paths, store=store, embedder=embedder, progress=progress)
+    embedder.encode_queries(["warm-up"])  # so that the first change does not wait for the model
+    run_id = new_run_id("ingest")
+    report_path = settings.storage.reports / "ingest" / f"{run_id}.json"
+    contract = ContractRun(CONTRACT, run_id=run_id, report_path=report_path)
+    ingestor = build_ingestor(settings, store=store, embedder=embedder, run_id=run_id)
+    names = [str(path) for path in paths]
+    total = IngestTotals()
+    rounds = watch_paths(
+        ingestor,
+        names,
+        stop=stop,
+        include=settings.loading.include,
+        exclude=settings.loading.exclude,
+    )
+    progress.note(f"{first.documents['added']} added; watching {', '.join(names)} (Ctrl-C ends it)")
+    for number, totals in enumerate(rounds, start=1):
+        total.absorb(totals)
+        progress.note(
+            f"{totals.added} added, {totals.updated} updated, {totals.deleted} deleted, "
+            f"{len(totals.failures)} failed: snapshot {store.snapshot()}"
+        )
+        if number % _ROUNDS_PER_OPTIMIZE == 0:
+            store.optimize(keep_days=settings.ingest.keep_versions_days)
+    return finish(settings, store, contract, total, progress=progress)
 
 
 def finish(

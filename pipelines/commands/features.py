@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -47,6 +49,9 @@ def ingest(
     prune: Annotated[
         bool | None, typer.Option("--prune/--no-prune", help="Remove documents that are gone.")
     ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Then follow changes of the files until Ctrl-C.")
+    ] = False,
     engine: Annotated[str | None, typer.Option(help="local or ray.")] = None,
     stdin_name: Annotated[
         str, typer.Option(help="Name of the document on stdin; its suffix tells the format.")
@@ -71,6 +76,9 @@ def ingest(
             )
         from pipelines import ingest as pipeline
 
+        if watch and not dry_run:
+            stop = stop_on_signals()
+            return pipeline.watch(settings, paths, stop=stop, progress=progress).to_dict()
         summary = pipeline.run(
             settings, paths, stdin_name=stdin_name, progress=progress, dry_run=dry_run
         )
@@ -82,6 +90,20 @@ def ingest(
         render=render_ingest,
         failed=lambda summary: strict and bool(summary["failures"]),
     )
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that Ctrl-C and SIGTERM set; the second one interrupts at once."""
+    stop = threading.Event()
+
+    def handle(*_: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    return stop
 
 
 def render_ingest(summary: Mapping[str, Any]) -> str:

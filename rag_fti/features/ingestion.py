@@ -70,6 +70,13 @@ class IngestTotals:
     batches: int = 0
     seconds: float = 0.0
 
+    def absorb(self, other: IngestTotals) -> None:
+        """Add another pass's figures; of failures the newest count."""
+        for name, value in vars(other).items():
+            if isinstance(value, int | float):
+                setattr(self, name, getattr(self, name) + value)
+        self.failures.update(other.failures)
+
     @property
     def changed(self) -> bool:
         """Whether anything was written."""
@@ -195,9 +202,23 @@ class Ingestor:
         run.flush()
         return run.totals
 
+    def follow(self, paths: Sequence[str]) -> IngestTotals:
+        """Ingest changed files and remove those of the given paths that are gone.
+
+        Directories are taken with all that is in them. Paths that never were documents are
+        passed over.
+        """
+        present = [path for path in paths if Path(path).exists()]
+        found = find_sources(present, include=self._include, exclude=self._exclude)
+        run = self._start(repair=False)
+        run.take_all(self._tasks(found.sources, run, "stdin"), total=len(found.sources))
+        run.prune([path for path in paths if path not in present or Path(path).is_dir()])
+        run.flush()
+        return run.totals
+
     def ingest_tasks(self, tasks: Iterable[LoadTask]) -> IngestTotals:
         """Ingest documents whose bytes are at hand, such as pushed ones."""
-        run = self._start()
+        run = self._start(repair=False)
         run.take_all(tasks, total=None)
         run.flush()
         return run.totals
@@ -221,9 +242,13 @@ class Ingestor:
             run.totals.deleted = len(run.gone(found.roots))
         return run.totals
 
-    def _start(self) -> _Run:
+    def _start(self, *, repair: bool = True) -> _Run:
+        """Read what is stored; ``repair`` also looks for what interrupted runs left."""
         known = KnownDocuments.read(
-            self._store, collection=self._collection, recipe_digest=self._recipe
+            self._store,
+            collection=self._collection,
+            recipe_digest=self._recipe,
+            repair=repair,
         )
         return _Run(self, known)
 

@@ -35,18 +35,21 @@ class KnownDocuments:
     """Ids of documents whose row and chunks disagree: a run was interrupted between them."""
 
     @classmethod
-    def read(cls, store: FeatureStore, *, collection: str, recipe_digest: str) -> KnownDocuments:
+    def read(
+        cls, store: FeatureStore, *, collection: str, recipe_digest: str, repair: bool = True
+    ) -> KnownDocuments:
         """Read the state of a collection.
 
         Args:
             store: The feature store.
             collection: Whose documents.
             recipe_digest: Today's chunker digest; documents made with another are not current.
+            repair: Look through all chunks for documents that are not complete.
         """
-        if not store.exists():
-            return cls(broken=store.incomplete_documents())
-        broken = store.incomplete_documents()
+        broken = store.incomplete_documents() if repair else frozenset()
         known = cls(broken=broken)
+        if not store.exists():
+            return known
         rows = store.documents(where=f"collection = {sql_string(collection)}", columns=_COLUMNS)
         for row in _rows(rows):
             current = row["chunker_digest"] == recipe_digest and row["document_id"] not in broken

@@ -95,11 +95,11 @@ def _walk(
     top: Path, found: Found, include: Sequence[str], exclude: Sequence[str]
 ) -> Iterator[tuple[str, Path]]:
     for directory, names, files in os.walk(top):
-        names[:] = sorted(name for name in names if not _matches(name, exclude))
+        names[:] = sorted(name for name in names if not matches_any(name, exclude))
         for name in sorted(files):
-            if _matches(name, exclude):
+            if matches_any(name, exclude):
                 continue
-            wanted = _matches(name, include) if include else format_of(name) or is_archive(name)
+            wanted = matches_any(name, include) if include else format_of(name) or is_archive(name)
             if wanted:
                 path = Path(directory) / name
                 yield source_name(path), path
@@ -107,7 +107,8 @@ def _walk(
                 found.skipped += 1
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches_any(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a file name matches one of some glob patterns."""
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 

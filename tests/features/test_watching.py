@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pipelines import ingest
+from rag_fti.config import load_settings
+from rag_fti.feature_store import FeatureStore
+from tests.features.made_up import HashEmbedder, contents, write_corpus
+
+
+def wait_for(condition: Callable[[], bool], *, what: str, seconds: float = 20.0) -> float:
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, what
+        time.sleep(0.02)
+    return time.monotonic() - started
+
+
+def test_changes_reach_search_and_the_store_equals_a_batch_run(tmp_path: Path) -> None:
+    sizes = {"chunking.max_tokens": 40, "chunking.min_tokens": 8}
+    settings = load_settings(values={"storage.root": str(tmp_path / "watched"), **sizes})
+    write_corpus(Path("docs"), documents=3)
+    Path("docs/a-folder").mkdir()
+    Path("docs/a-folder/inside.md").write_text("# Inside\n\nperiwinkle\n")
+    store = FeatureStore.open(settings.storage.features_uri)
+    stop = threading.Event()
+    results: list[ingest.Summary] = []
+
+    def follow() -> None:
+        results.append(
+            ingest.watch(settings, ["docs"], stop=stop, store=store, embedder=HashEmbedder())
+        )
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+
+    def finds(word: str) -> list[str]:
+        return [hit.source for hit in store.search_text(word, k=3)] if store.exists() else []
+
+    delays = {}
+    wait_for(lambda: finds("periwinkle") != [], what="first run")
+    time.sleep(1.0)  # the watch begins after the first run
+    Path("docs/new.md").write_text("# New\n\nmarmalade\n")
+    delays["create"] = wait_for(lambda: finds("marmalade") == ["docs/new.md"], what="create")
+    Path("docs/new.md").write_text("# New\n\nvermilion\n")
+    delays["change"] = wait_for(
+        lambda: finds("vermilion") != [] and finds("marmalade") == [], what="change"
+    )
+    Path("docs/new.md").rename("docs/moved.md")
+    delays["move"] = wait_for(lambda: finds("vermilion") == ["docs/moved.md"], what="move")
+    Path("docs/moved.md").unlink()
+    delays["delete"] = wait_for(lambda: finds("vermilion") == [], what="delete")
+    Path("docs/a-folder").rename("docs/b-folder")
+    delays["folder"] = wait_for(
+        lambda: finds("periwinkle") == ["docs/b-folder/inside.md"], what="folder"
+    )
+    Path("docs/ignored.bin").write_bytes(b"x")
+    Path("docs/last.md").write_text("# Last\n\nquicksilver\n")
+    wait_for(lambda: finds("quicksilver") != [], what="last")
+    stop.set()
+    thread.join(30)
+    assert not thread.is_alive()
+    assert results[0].contract["ok"]
+    assert results[0].failures == []
+    other = load_settings(values={"storage.root": str(tmp_path / "batch"), **sizes})
+    ingest.run(other, ["docs"], embedder=HashEmbedder())
+    assert contents(store) == contents(FeatureStore.open(other.storage.features_uri))
+    # Two seconds are promised on an idle machine; tests share theirs.
+    assert max(delays.values()) < 10, delays

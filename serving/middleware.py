@@ -91,6 +91,7 @@ class RequestGuard:
             await send(message)
 
         try:
+            _check_framing(scope, headers)
             self._check_host(headers)
             self._check_origin(scope, headers)
             replay = await self._read_body(headers, receive)
@@ -179,6 +180,20 @@ class RequestGuard:
             f"The body is larger than {self._max_bytes} bytes.",
             status=413,
             code="request_too_large",
+            headers={"Connection": "close"},
+        )
+
+
+def _check_framing(scope: Scope, headers: dict[bytes, bytes]) -> None:
+    """Refuse requests that a proxy in front may have read in another way."""
+    both = b"transfer-encoding" in headers and b"content-length" in headers
+    if both or scope["http_version"] not in ("1.0", "1.1", "2"):
+        raise ApiError(
+            "The request has both Transfer-Encoding and Content-Length."
+            if both
+            else "Use HTTP/1.1.",
+            status=400,
+            code="bad_framing",
             headers={"Connection": "close"},
         )
 

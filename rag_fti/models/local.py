@@ -18,6 +18,7 @@ from rag_fti.errors import ContextTooLong, InferenceError
 from rag_fti.models.batching import Job, RowSampler, RowWatcher
 from rag_fti.models.causal import load_causal_lm, load_tokenizer
 from rag_fti.models.continuation import Continuation
+from rag_fti.models.control_tokens import control_pattern, defuse
 from rag_fti.models.hardware import pick_device, pick_dtype
 from rag_fti.protocols import Cancellation, Generation, GenerationRequest, Message
 
@@ -56,6 +57,7 @@ class LocalGenerator:
             if token is not None
         )
         self._abstain_id = _single_token(tokenizer, prompts.ABSTENTION)
+        self._control = control_pattern(tokenizer)
         self._context_window = _context_window(model, tokenizer)
         self._waiting: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -92,7 +94,7 @@ class LocalGenerator:
 
     def count_prompt_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of the rendered prompt, generation prompt included."""
-        return len(prompts.prompt_token_ids(self._tokenizer, messages))
+        return len(self._prompt_ids(messages))
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text without special tokens."""
@@ -138,10 +140,13 @@ class LocalGenerator:
             self._waiting.put(None)
             worker.join()
 
+    def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        return prompts.prompt_token_ids(self._tokenizer, defuse(messages, self._control))
+
     def _job(
         self, request: GenerationRequest, cancellation: Cancellation, *, streaming: bool
     ) -> Job:
-        prompt = prompts.prompt_token_ids(self._tokenizer, request.messages)
+        prompt = self._prompt_ids(request.messages)
         room = self._context_window - len(prompt)
         if room < 1:
             raise ContextTooLong(

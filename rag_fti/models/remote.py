@@ -16,6 +16,7 @@ import httpx
 
 from rag_fti.config.models import RemoteGeneratorConfig
 from rag_fti.errors import ConfigError, ContextTooLong, InferenceError
+from rag_fti.models.control_tokens import COMMON, defuse
 from rag_fti.protocols import Cancellation, Generation, GenerationRequest, Message
 
 logger = logging.getLogger(__name__)
@@ -217,7 +218,7 @@ class RemoteGenerator:
     def _body(self, request: GenerationRequest) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self._model,
-            "messages": [dict(message) for message in request.messages],
+            "messages": list(defuse(request.messages, COMMON)),
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
             "top_p": request.top_p,

@@ -15,6 +15,7 @@ from rag_fti.config import Settings
 from rag_fti.config.models import LocalGeneratorConfig
 from rag_fti.errors import ConfigError, StoreError
 from rag_fti.inference.model_pool import ModelPool
+from rag_fti.inference.models import resolve_reference
 from rag_fti.inference.request_log import RequestLog
 from rag_fti.retrieval import Retriever
 from serving.admission import Admission
@@ -110,6 +111,8 @@ def build_services(
 
     keys_file = settings.serving.keys_file
     keys = KeyFile(keys_file) if keys_file is not None else None
+    if pool is None:
+        resolve_reference(settings)  # a wrong name fails before models load
     if store is None:
         store = FeatureStore.open(settings.storage.features_uri, options=settings.storage.options)
     if retriever is None:

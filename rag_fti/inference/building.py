@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rag_fti import prompts
 from rag_fti.config import Settings
 from rag_fti.inference.engine import Engine
-from rag_fti.inference.models import ServedModel, check_store, open_model
+from rag_fti.inference.models import ServedModel, check_store, open_model, resolve_reference
 from rag_fti.protocols import Embedder, Generator
 from rag_fti.retrieval import Retriever, build_retriever, retrieval_settings
 
@@ -38,6 +38,8 @@ def build_engine(
         ModelNotFound: If there is no such model.
         IncompatibleArtifact: If store, embedder and model were not made for each other.
     """
+    if generator is None:
+        resolve_reference(settings, model_ref or "")  # a wrong name fails before models load
     retriever = build_retriever(settings, store=store, embedder=embedder)
     served = (
         ServedModel(generator) if generator is not None else open_model(settings, model_ref or "")

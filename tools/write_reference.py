@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import click
 import typer.main
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -24,24 +23,23 @@ from rag_fti.config import Settings
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
-def command_pages(command: click.Command, path: str) -> Iterator[str]:
+def command_pages(command: Any, path: str) -> Iterator[str]:
     """One section per command, groups first."""
-    context = click.Context(command, info_name=path)
+    context = command.make_context(path, [], resilient_parsing=True)
     lines = [f"## {path}", "", (command.help or "").split("\f")[0].strip(), ""]
     usage = " ".join(command.collect_usage_pieces(context))
     lines += ["```", f"{path} {usage}".rstrip(), "```", ""]
     rows = []
     for parameter in command.params:
-        if isinstance(parameter, click.Option) and not parameter.hidden:
+        if parameter.param_type_name == "option" and not parameter.hidden:
             names = ", ".join([*parameter.opts, *parameter.secondary_opts])
             text = (parameter.help or "").replace("|", "\\|")
             rows.append(f"| `{names}` | {text} |")
     if rows:
         lines += ["| option | meaning |", "| --- | --- |", *rows, ""]
     yield "\n".join(lines)
-    if isinstance(command, click.Group):
-        for name in sorted(command.commands):
-            yield from command_pages(command.commands[name], f"{path} {name}")
+    for name, child in sorted(getattr(command, "commands", {}).items()):
+        yield from command_pages(child, f"{path} {name}")
 
 
 def cli_page() -> str:

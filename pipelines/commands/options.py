@@ -26,7 +26,7 @@ ConfigFiles = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings, for example retrieval.k=8."),
+    typer.Argument(metavar="KEY=VALUE", help="Settings, for example retrieval.k=8."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")]

@@ -7,8 +7,8 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer.main
 
@@ -76,12 +76,12 @@ def documented_commands() -> list[str]:
 
 @pytest.mark.parametrize("line", documented_commands())
 def test_every_documented_command_exists_with_its_options(line: str) -> None:
-    command: click.Command = typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
     words = [word for word in shlex.split(line)[1:] if not word.startswith(">")]
-    while words and isinstance(command, click.Group) and words[0] in command.commands:
+    while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]
     assert command.name != "rag-fti", line
-    assert not isinstance(command, click.Group) or not words, line
+    assert not hasattr(command, "commands") or not words, line
     known = {name for p in command.params for name in [*p.opts, *p.secondary_opts]}
     used = {word.split("=")[0] for word in words if word.startswith("-")}
     assert used - known - {"--help"} == set(), line

@@ -67,6 +67,8 @@ def test_the_tree_in_the_readme_matches_the_disk() -> None:
 def documented_commands() -> list[str]:
     found = []
     for page in PAGES:
+        if page.name == "cli.md":  # generated, see above
+            continue
         for line in page.read_text(encoding="utf-8").splitlines():
             match = re.match(r"^(?: {4,}|\$ |\s*)?(rag-fti [a-z].*)$", line)
             if match and "|" not in match[1]:

@@ -16,6 +16,7 @@ from pipelines.commands.options import (
     run_command,
     settings_from,
 )
+from rag_fti.errors import ConfigError
 from rag_fti.progress import Progress
 
 Reference = Annotated[str, typer.Argument(help="name@version or name@latest.")]
@@ -29,6 +30,7 @@ def register(app: typer.Typer) -> None:
     group.command("build")(build)
     group.command("list")(list_versions)
     group.command("show")(show)
+    group.command("export")(export)
     app.add_typer(group, name="dataset")
 
 
@@ -110,6 +112,39 @@ def show(
         }
 
     run_command(work, as_json=as_json, render=_render_show)
+
+
+def export(
+    ref: Reference,
+    folder: Annotated[Path, typer.Argument(help="Directory to write into.")],
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="messages, alpaca or sharegpt; all when left out."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a version as messages JSONL, alpaca and ShareGPT, with dataset_info.json."""
+
+    def work(_: Progress) -> Mapping[str, Any]:
+        from rag_fti.datasets import open_dataset
+        from rag_fti.datasets.exporting import FORMATS, export_dataset
+
+        wanted = tuple(name for name in FORMATS if not formats or name in formats)
+        unknown = set(formats or ()) - set(FORMATS)
+        if unknown:
+            raise ConfigError(
+                f"Unknown format {sorted(unknown)[0]!r}.",
+                next_step=f"Use {', '.join(FORMATS)}.",
+            )
+        settings = settings_from(config, overrides)
+        version = open_dataset(settings.storage.datasets_uri, ref)
+        version.verify()
+        files = export_dataset(version, folder, formats=wanted)
+        return {"ref": version.ref, "files": [str(path) for path in files]}
+
+    run_command(work, as_json=as_json, render=lambda s: "\n".join(s["files"]))
 
 
 def _render_build(summary: Mapping[str, Any]) -> str:

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from rag_fti.datasets import dataset_versions, open_dataset, read_manifest
+from rag_fti.errors import DatasetError
+from tests.training.tiny import build_dataset
+
+
+def test_the_same_rows_are_the_same_version(tmp_path: Path) -> None:
+    first = build_dataset(tmp_path)
+    stamp = (first.path / "manifest.json").stat().st_mtime_ns
+    again = build_dataset(tmp_path)
+    assert again.version == first.version
+    assert (first.path / "manifest.json").stat().st_mtime_ns == stamp
+    assert build_dataset(tmp_path, train=33).version != first.version
+    assert len(dataset_versions(tmp_path, "colours")) == 2
+    assert open_dataset(tmp_path, "colours@latest").manifest["splits"]["train"] == 33
+    assert open_dataset(tmp_path, first.ref).rows("train").num_rows == 32
+    assert open_dataset(tmp_path / "elsewhere", str(first.path)).ref == first.ref
+
+
+def test_changed_files_are_found(tmp_path: Path) -> None:
+    version = build_dataset(tmp_path)
+    version.verify()
+    path = version.path / "train.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(DatasetError, match="not what was written"):
+        version.verify()
+    path.unlink()
+    with pytest.raises(DatasetError, match="missing"):
+        version.verify()
+    with pytest.raises(DatasetError, match="Cannot read"):
+        version.rows("train")
+
+
+def test_unknown_datasets_say_what_exists(tmp_path: Path) -> None:
+    version = build_dataset(tmp_path)
+    with pytest.raises(DatasetError, match=f"versions of 'colours' there: {version.version}"):
+        open_dataset(tmp_path, "colours@nope")
+    with pytest.raises(DatasetError, match="neither a dataset reference"):
+        open_dataset(tmp_path, "colours")
+    with pytest.raises(DatasetError, match="Mount the bucket"):
+        open_dataset("s3://bucket/datasets", "colours@latest")
+    with pytest.raises(DatasetError, match="no complete dataset version"):
+        read_manifest(tmp_path)
+
+
+def test_other_schema_versions_are_refused(tmp_path: Path) -> None:
+    version = build_dataset(tmp_path)
+    path = version.path / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema_version": 99}))
+    with pytest.raises(DatasetError, match="schema version 99"):
+        open_dataset(tmp_path, version.ref)
+
+
+def build(root: str) -> str:
+    return build_dataset(Path(root), train=200).ref
+
+
+def test_concurrent_builders_agree(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        refs = pool.map(build, [str(tmp_path)] * 3)
+    assert len(set(refs)) == 1
+    open_dataset(tmp_path, refs[0]).verify()
+    assert [p.name for p in (tmp_path / "colours").iterdir()] == [refs[0].partition("@")[2]]

@@ -18,14 +18,15 @@ MAX_ANSWER_WORDS = 60
 _MIN_LANGUAGE_WORDS = 5
 
 _DEPENDENT = re.compile(
-    r"\b(?:(?:this|these) (?:section|passage|text|document|chapter|paragraph|table|figure|list|"
+    r"\[\d{1,3}\]|\b(?:(?:this|these) (?:section|passage|text|document|chapter|paragraph|table|"
+    r"figure|list|"
     r"article|page|excerpt|snippet|context)|"
     r"the (?:passage|excerpt|snippet|provided text|given text|text (?:above|below)|"
     r"(?:following|preceding) \w+|above|section (?:above|below))\b|"
     r"(?:mentioned|described|listed|shown|stated|discussed|defined|given) (?:above|below|here|"
     r"earlier|in the (?:text|passage|section|document))|"
     r"according to (?:the|this) (?:text|passage|document|section|table|author)|"
-    r"passage \d|\[\d{1,3}\])",
+    r"passage \d)",
     re.IGNORECASE,
 )
 _UNKNOWING = re.compile(

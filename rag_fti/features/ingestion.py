@@ -7,7 +7,7 @@ unchanged costs one hash; files with equal bytes are stored once with all their 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +21,7 @@ from rag_fti.feature_store import FeatureStore, sql_in
 from rag_fti.features.batches import Batch, check_batch, chunk_rows, document_rows
 from rag_fti.features.chunking import Chunker, build_chunker
 from rag_fti.features.embedding import embed_texts
+from rag_fti.features.engines import Loader, RayEmbedder, RayLoader
 from rag_fti.features.known import KnownDocument, KnownDocuments
 from rag_fti.features.language import language_of
 from rag_fti.features.loading import (
@@ -36,6 +37,7 @@ from rag_fti.features.loading.formats import format_of, is_archive
 from rag_fti.features.loading.parsing import title_of
 from rag_fti.features.loading.sources import STDIN, is_below, is_url, members, read_stdin
 from rag_fti.features.structure import blocks_of, first_heading
+from rag_fti.models.embedder import build_embedder
 from rag_fti.progress import Progress, Silent
 from rag_fti.protocols import Embedder
 from rag_fti.schemas import Document
@@ -101,19 +103,27 @@ def build_ingestor(
             stemming=settings.index.full_text_stemming,
         )
     loading = settings.loading
+    limits = Limits(
+        max_file_bytes=loading.max_file_bytes,
+        max_text_chars=loading.max_text_chars,
+        max_pages=loading.max_pages,
+        max_expansion=loading.max_expansion,
+        parse_timeout_seconds=loading.parse_timeout_seconds,
+    )
+    make_loader: Callable[[], Loader] | None = None
+    if settings.ingest.engine == "ray":
+        config = settings.embedder
+        embedder = RayEmbedder(
+            embedder=embedder, build=lambda: build_embedder(config), workers=config.processes
+        )
+        make_loader = lambda: RayLoader(limits=limits)  # noqa: E731
     return Ingestor(
         store=store,
         embedder=embedder,
         chunker=chunker,
         collection=collection or settings.ingest.collection,
         run_id=run_id,
-        limits=Limits(
-            max_file_bytes=loading.max_file_bytes,
-            max_text_chars=loading.max_text_chars,
-            max_pages=loading.max_pages,
-            max_expansion=loading.max_expansion,
-            parse_timeout_seconds=loading.parse_timeout_seconds,
-        ),
+        limits=limits,
         workers=loading.workers,
         include=loading.include,
         exclude=loading.exclude,
@@ -121,6 +131,7 @@ def build_ingestor(
         batch_documents=settings.ingest.batch_documents,
         batch_chunks=settings.ingest.batch_chunks,
         progress=progress,
+        make_loader=make_loader,
     )
 
 
@@ -141,6 +152,7 @@ class Ingestor:
         batch_documents: Most documents per commit.
         batch_chunks: Chunks from which a commit is made.
         progress: Is told how far it is.
+        make_loader: Makes what loads files; None is a pool of worker processes.
     """
 
     def __init__(
@@ -159,6 +171,7 @@ class Ingestor:
         batch_documents: int = 64,
         batch_chunks: int = 2048,
         progress: Progress | None = None,
+        make_loader: Callable[[], Loader] | None = None,
     ) -> None:
         self._store = store
         self._embedder = embedder
@@ -166,7 +179,9 @@ class Ingestor:
         self._collection = collection
         self._run_id = run_id
         self._limits = limits or Limits()
-        self._workers = workers
+        self._make_loader = make_loader or (
+            lambda: LoaderPool(workers=workers, limits=self._limits)
+        )
         self._include = include
         self._exclude = exclude
         self._allow_urls = allow_urls
@@ -317,8 +332,8 @@ class _Run:
     def take_all(self, tasks: Iterable[LoadTask], *, total: int | None) -> None:
         """Load what changed and put it into batches, committing each that is full."""
         ingestor = self._in
-        with LoaderPool(workers=ingestor._workers, limits=ingestor._limits) as pool:
-            for task, result in pool.load_all(self._changed(tasks)):
+        with ingestor._make_loader() as loader:
+            for task, result in loader.load_all(self._changed(tasks)):
                 pending = self._pending.pop(task.source)
                 if isinstance(result, LoadFailure):
                     self._give_up(pending, result.reason)

@@ -30,6 +30,8 @@ MARKDOWN_TYPES = frozenset(
 )
 """Types that are Markdown or whose loaders write Markdown."""
 
+_LONGEST_TITLE = 200
+
 _ATX = re.compile(r"^ {0,3}(#{1,6})(?:[ \t]+(.*?))??(?:[ \t]+#+)?[ \t]*$")
 _SETEXT = re.compile(r"^ {0,3}(?:=+|-+)[ \t]*$")
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
@@ -139,7 +141,7 @@ def _label_code(lines: Sequence[str]) -> Iterator[_Label]:
     for line in lines:
         found = _DEFINITION.match(line)
         if found:
-            yield _Label("code", opens=True, level=1, title=found[1])
+            yield _Label("code", opens=True, level=1, title=found[1][:_LONGEST_TITLE])
         else:
             yield _Label("code", glued=True)
 
@@ -215,18 +217,19 @@ def _rst_heading(lines: Sequence[str], number: int) -> tuple[str, str, int] | No
         return None
     following = [item.rstrip() for item in lines[number + 1 : number + 3]]
     if _RST_RULE.match(line) and len(following) == 2 and following[1] == line:
-        title = following[0].strip()
+        title = following[0].strip()[:_LONGEST_TITLE]
         return (f"{line[0]}/{line[0]}", title, 2) if title else None
     under = following[0] if following else ""
     titled = bool(line) and not line[0].isspace() and not _RST_RULE.match(line)
     if titled and _RST_RULE.match(under) and len(under) >= len(line):
-        return under[0], line.strip(), 1
+        return under[0], line.strip()[:_LONGEST_TITLE], 1
     return None
 
 
 def _plain_words(markdown: str) -> str:
-    """A heading's words without links and emphasis."""
-    return " ".join(_EMPHASIS.sub("", _LINK.sub(r"\1", markdown)).split())
+    """A heading's first words without links and emphasis."""
+    words = _EMPHASIS.sub("", _LINK.sub(r"\1", markdown[: 2 * _LONGEST_TITLE]))
+    return " ".join(words.split())[:_LONGEST_TITLE]
 
 
 _LABELLERS: dict[str, Callable[[Sequence[str]], Iterator[_Label]]] = {

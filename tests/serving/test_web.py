@@ -391,8 +391,11 @@ def test_markup_from_the_model_stays_text(start: Start, visit: Any) -> None:
 
 
 def test_an_empty_page_offers_questions_that_the_documents_answer(start: Start, visit: Any) -> None:
-    lines = ["Driftlog 4.2 is supported until 30 June 2025.", "Brake pads of a Selkie 5: 12 mm."]
-    sources = ["corpus/it/driftlog-release-notes.md", "elsewhere/manual.md"]
+    lines = [
+        "Driftlog 4.2 is supported until 30 June 2025.",
+        "The flow meter of the plankton nets is calibrated.",
+    ]
+    sources = ["corpus/it/driftlog-release-notes.md", "elsewhere/plankton-tow-protocol.txt"]
     tab = visit(start(corpus=dict(zip(sources, lines, strict=True))))
     tab.page.locator(".example").wait_for()
     assert tab.page.locator(".example").all_inner_texts() == [

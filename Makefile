@@ -23,7 +23,7 @@ test: $(VENV)/.ready-dev
 slow: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -m slow --timeout=3600
 
-browser: $(VENV)/.ready-dev
+browser: $(VENV)/.ready-browser
 	$(BIN)/python -m pytest -m browser
 
 check: $(VENV)/.ready-dev

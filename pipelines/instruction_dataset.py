@@ -142,6 +142,8 @@ class _Inputs:
     """Document text by id."""
     collections: list[str] | None
     dropped: Counter[str] = field(default_factory=Counter)
+    preferences: tuple[dict[str, Any], ...] = ()
+    """Preference pairs from feedback."""
 
 
 def run(
@@ -195,6 +197,7 @@ def run(
         language_of=language_of,
     )
     inputs.dropped.update(filtered.dropped)
+    inputs.preferences = _unseen(inputs.preferences, evaluation, settings)
     kept = _limited(filtered.kept, config.max_examples, config.seed)
     progress.note(f"{len(candidates)} candidates, {len(kept)} kept")
 
@@ -286,6 +289,9 @@ def _generate(
     makers: dict[str, Callable[[], Sequence[Candidate]]] = {
         "pairs": lambda: _from_pairs(settings, places, inputs.dropped),
         "structure": lambda: _from_structure(settings, inputs.hits),
+        "feedback": lambda: _from_feedback(store, inputs),
+        "teacher": lambda: _from_teacher(settings, inputs, progress),
+        "model": lambda: _from_model(settings, inputs.hits, progress),
     }
     candidates: list[Candidate] = []
     for name in ("pairs", "feedback", "teacher", "model", "structure"):
@@ -314,6 +320,81 @@ def _from_structure(settings: Settings, hits: Sequence[Hit]) -> Sequence[Candida
     from rag_fti.features.instructions_structure import generate
 
     return generate(hits, per_chunk=settings.dataset.questions_per_chunk)
+
+
+def _from_feedback(store: FeatureStore, inputs: _Inputs) -> Sequence[Candidate]:
+    from rag_fti.datasets.feedback import from_feedback
+
+    found = from_feedback(
+        store.rows("inference_log").to_pylist(),
+        store.rows("feedback").to_pylist(),
+        {hit.chunk_id: hit for hit in inputs.hits},
+    )
+    inputs.dropped.update(found.dropped)
+    inputs.preferences = found.preferences
+    return found.candidates
+
+
+def _unseen(
+    preferences: Sequence[dict[str, Any]],
+    evaluation: Sequence[EvaluationQuestion],
+    settings: Settings,
+) -> tuple[dict[str, Any], ...]:
+    """Preference pairs that are no near duplicate of an evaluation question."""
+    from rag_fti.datasets.near_duplicates import NearDuplicates, question_shingles
+
+    held: NearDuplicates[int] = NearDuplicates(settings.dataset.near_duplicate_similarity)
+    for number, item in enumerate(evaluation):
+        held.add(number, question_shingles(item.question))
+    return tuple(p for p in preferences if not held.find(question_shingles(p["question"])))
+
+
+def _from_teacher(settings: Settings, inputs: _Inputs, progress: Progress) -> Sequence[Candidate]:
+    import os
+
+    from rag_fti.errors import ConfigError
+    from rag_fti.features.instructions_teacher import Budget, openai_teacher, teach
+
+    config = settings.dataset.teacher
+    base_url = config.base_url or os.environ.get("OPENAI_API_BASE", "")
+    if not config.model or not base_url:
+        raise ConfigError(
+            "The teacher generator needs dataset.teacher.model and an endpoint.",
+            next_step="Set dataset.teacher.model and dataset.teacher.base_url (or "
+            "OPENAI_API_BASE), or leave teacher out of dataset.generators.",
+        )
+    taught = teach(
+        inputs.hits,
+        ask=openai_teacher(
+            base_url=base_url,
+            model=config.model,
+            api_key=os.environ.get(config.api_key_env, ""),
+            timeout_seconds=config.timeout_seconds,
+        ),
+        model=config.model,
+        per_chunk=settings.dataset.questions_per_chunk,
+        journal=settings.storage.root / "cache" / f"teacher-{settings.dataset.name}.jsonl",
+        budget=Budget(config.max_requests, config.max_tokens_total),
+        concurrency=config.concurrency,
+        progress=progress,
+    )
+    inputs.dropped.update(taught.dropped)
+    progress.note(f"teacher: {taught.requests} requests, {taught.tokens} tokens")
+    return taught.candidates
+
+
+def _from_model(settings: Settings, hits: Sequence[Hit], progress: Progress) -> Sequence[Candidate]:
+    """The rules say what to ask about, the configured generator words the question."""
+    from rag_fti.features.instructions_teacher import write_questions
+    from rag_fti.inference import open_model
+
+    served = open_model(settings)
+    try:
+        return write_questions(
+            list(_from_structure(settings, hits)), served.generator, progress=progress
+        )
+    finally:
+        served.close()
 
 
 def _limited(candidates: Sequence[Candidate], most: int, seed: int) -> list[Candidate]:
@@ -392,16 +473,21 @@ def _write(
 ) -> tuple[Any, bool]:
     from rag_fti.datasets import dataset_versions, write_dataset
     from rag_fti.datasets.card import render_card
+    from rag_fti.datasets.feedback import preferences_table
+    from rag_fti.datasets.storage import PREFERENCES
     from rag_fti.retrieval import retrieval_settings
 
     config = settings.dataset
     recipe = store.recipe()
     retrieval = retrieval_settings(settings)
     before = {v.ref for v in dataset_versions(settings.storage.datasets_uri, config.name)}
+    tables = built.tables()
+    if inputs.preferences:
+        tables[PREFERENCES] = preferences_table(inputs.preferences)
     version = write_dataset(
         settings.storage.datasets_uri,
         config.name,
-        built.tables(),
+        tables,
         origin={
             "snapshot": inputs.snapshot,
             "embedder": recipe.embedder.to_dict(),

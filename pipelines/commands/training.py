@@ -32,6 +32,7 @@ def register(app: typer.Typer) -> None:
     """Add this group's commands to ``app``."""
     training = typer.Typer(cls=DefaultGroup, help="Fine-tune a model on an instruction dataset.")
     training.command(DEFAULT)(train)
+    training.command("bundle")(train_bundle)
     app.add_typer(training, name="train")
     models = typer.Typer(cls=DefaultGroup, help="Look into and move models of the registry.")
     models.command(DEFAULT, hidden=True)(models_list)
@@ -77,6 +78,53 @@ def train(
         return training.run(settings, resume=resume, progress=progress, dry_run=dry_run).to_dict()
 
     run_command(work, as_json=as_json, render=_render_training)
+
+
+def train_bundle(
+    target: Annotated[Path, typer.Argument(help="Directory that does not exist yet.")],
+    overrides: Overrides = None,
+    config: ConfigFiles = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="name@version, name@latest, or a dataset directory.")
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="'embedded', a hub id or a directory.")
+    ] = None,
+    include_base_model: Annotated[
+        bool, typer.Option(help="Copy the base model in, so that no hub is needed.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Write one directory that trains on another machine."""
+
+    def work(progress: Progress) -> Mapping[str, Any]:
+        from rag_fti.datasets import open_dataset
+        from rag_fti.models.causal import resolve_base_model
+        from rag_fti.training.bundles import write_bundle
+
+        settings = settings_from(
+            config, overrides, {"training.dataset": dataset, "training.base_model": base_model}
+        )
+        base = resolve_base_model(settings.training.base_model, revision=settings.training.revision)
+        progress.note(f"copying into {target}")
+        bundle = write_bundle(
+            target,
+            open_dataset(settings.storage.datasets_uri, settings.training.dataset),
+            base_location=base.location if include_base_model else None,
+            base_model=base.to_dict(),
+            training=settings.training.model_dump(mode="json"),
+            retrieval=settings.retrieval.model_dump(mode="json"),
+        )
+        return {**asdict(bundle), "path": str(bundle.path)}
+
+    run_command(
+        work,
+        as_json=as_json,
+        render=lambda s: (
+            f"{s['path']} ({s['bytes'] / 1e6:.1f} MB): {s['dataset']} and {s['base_model']}. "
+            "Its README.md says how to train and bring the model back."
+        ),
+    )
 
 
 def models_list(

@@ -198,6 +198,8 @@ def _load_model(base: Path, options: JobOptions, device: str, dtype: torch.dtype
         trainable=True,
         quantization=quantization(options.quantize, device=device),
     )
+    # A cache would make transformers take packed rows for one long sequence.
+    model.config.use_cache = False
     if options.liger:
         _require_liger()
     lora = options.lora

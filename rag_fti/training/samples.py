@@ -43,6 +43,7 @@ def generate_samples(
                     input_ids=prompt,
                     attention_mask=torch.ones_like(prompt),
                     max_new_tokens=max_tokens,
+                    use_cache=True,
                     do_sample=False,
                     temperature=None,
                     top_p=None,

@@ -1,0 +1,135 @@
+"""Thumbs and corrections of logged answers as candidates and as preference pairs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from rag_fti import ids, prompts
+from rag_fti.alignment import align
+from rag_fti.datasets.candidates import Candidate
+from rag_fti.schemas import Hit
+
+GENERATOR = "feedback"
+
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.large_string())]))
+
+
+def preferences_schema() -> pa.Schema:
+    """One row per preference pair, as TRL's DPO reads it."""
+    return pa.schema(
+        [
+            pa.field("response_id", pa.string(), nullable=False),
+            pa.field("prompt", _MESSAGES, nullable=False),
+            pa.field("chosen", _MESSAGES, nullable=False),
+            pa.field("rejected", _MESSAGES, nullable=False),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What users said about answers."""
+
+    candidates: tuple[Candidate, ...]
+    preferences: tuple[dict[str, Any], ...]
+    """Rows of :func:`preferences_schema` with a further key ``question``."""
+    dropped: dict[str, int]
+
+
+def from_feedback(
+    log: Sequence[Mapping[str, Any]],
+    feedback: Sequence[Mapping[str, Any]],
+    chunks: Mapping[str, Hit],
+) -> Feedback:
+    """Turn logged answers with feedback into training data.
+
+    A thumb up makes the answer a candidate, supported by the chunks it cited. A correction makes
+    the corrected answer a candidate and, as its context is known, a preference over what was
+    said. The last word counts where somebody changed their mind.
+
+    Args:
+        log: Rows of ``inference_log``.
+        feedback: Rows of ``feedback``.
+        chunks: Chunks of the snapshot by id; answers from chunks that are gone are left out.
+    """
+    latest: dict[str, Mapping[str, Any]] = {}
+    for item in sorted(feedback, key=lambda row: row["created_at"]):
+        latest[item["response_id"]] = item
+    candidates: list[Candidate] = []
+    preferences: list[dict[str, Any]] = []
+    dropped: Counter[str] = Counter()
+    for entry in log:
+        said = latest.get(entry["response_id"])
+        if said is None:
+            continue
+        if not entry["question"]:
+            dropped["feedback on a redacted answer"] += 1
+            continue
+        context = [chunks[chunk] for chunk in entry["chunk_ids"] if chunk in chunks]
+        correction = said["correction"].strip()
+        if said["rating"] > 0 and not correction:
+            found = _liked(entry, context)
+        elif correction:
+            found = _corrected(entry, correction, context)
+            if found is not None and len(context) == len(entry["chunk_ids"]):
+                preferences.append(_preference(entry, found, context))
+        else:
+            dropped["thumb down without a correction"] += 1
+            continue
+        if found is None:
+            dropped["feedback answer not in its chunks"] += 1
+        else:
+            candidates.append(found)
+    return Feedback(tuple(candidates), tuple(preferences), dict(sorted(dropped.items())))
+
+
+def _liked(entry: Mapping[str, Any], context: Sequence[Hit]) -> Candidate | None:
+    if entry["abstained"]:
+        return Candidate(entry["question"], "", GENERATOR, (), "thumb up", entry["response_id"])
+    return _supported(entry, prompts.without_markers(entry["answer"]), context, "thumb up")
+
+
+def _corrected(
+    entry: Mapping[str, Any], correction: str, context: Sequence[Hit]
+) -> Candidate | None:
+    if prompts.is_abstention(correction):
+        return Candidate(entry["question"], "", GENERATOR, (), "correction", entry["response_id"])
+    return _supported(entry, prompts.without_markers(correction), context, "correction")
+
+
+def _supported(
+    entry: Mapping[str, Any], answer: str, context: Sequence[Hit], rule: str
+) -> Candidate | None:
+    holding = tuple(hit for hit in context if align(answer, hit.text) is not None)
+    if not holding:
+        return None
+    return Candidate(entry["question"], answer, GENERATOR, holding, rule, entry["response_id"])
+
+
+def _preference(
+    entry: Mapping[str, Any], candidate: Candidate, context: Sequence[Hit]
+) -> dict[str, Any]:
+    passages = [prompts.Passage(hit.text, hit.title, hit.heading) for hit in context]
+    numbers = [n for n, hit in enumerate(context, start=1) if hit in candidate.chunks][:1]
+    chosen = prompts.answer_target(candidate.answer, numbers) if numbers else prompts.ABSTENTION
+    return {
+        "response_id": entry["response_id"],
+        "question": entry["question"],
+        "prompt": prompts.answer_messages(entry["question"], passages),
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": entry["answer"]}],
+    }
+
+
+def preferences_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Preference rows as a table, in the order of their ids."""
+    ordered = sorted(rows, key=lambda row: ids.content_id(str(row["response_id"])))
+    names = preferences_schema().names
+    return pa.Table.from_pylist(
+        [{name: row[name] for name in names} for row in ordered], schema=preferences_schema()
+    )

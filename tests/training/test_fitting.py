@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rag_fti.errors import ConfigError, TrainingError
+from rag_fti.progress import Silent
+from rag_fti.training.fitting import (
+    OutOfMemory,
+    checkpoints,
+    is_out_of_memory,
+    plan_schedule,
+)
+from rag_fti.training.job import JobOptions, JobResult, LoraOptions, run_job
+from tests.conftest import REPOSITORY
+from tests.training.tiny import LIBRARY_WARNINGS, make_rows
+
+pytestmark = LIBRARY_WARNINGS
+
+OPTIONS = JobOptions(
+    device="cpu",
+    dtype="float32",
+    batch_size=4,
+    max_steps=12,
+    learning_rate=5e-3,
+    evaluations_per_epoch=2,
+    early_stopping=0,
+    samples=0,
+    lora=LoraOptions(rank=4, alpha=8),
+)
+
+
+def train(base: Path, work: Path, *, resume: bool = False, **changes: Any) -> JobResult:
+    return run_job(
+        base,
+        make_rows(24),
+        make_rows(6, 1000),
+        options=replace(OPTIONS, **changes),
+        work=work,
+        resume=resume,
+        progress=Silent(),
+    )
+
+
+PROGRAM = """
+import json, sys, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+from tests.training import test_fitting as t
+base, work, slow = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "slow"
+if slow:
+    import time
+    from rag_fti.training import batches
+    real = batches.PackedBatches.__call__
+    def slowed(self, rows):
+        time.sleep(0.5)
+        return real(self, rows)
+    batches.PackedBatches.__call__ = slowed
+result = t.train(base, work, resume=True)
+print(json.dumps(result.fit.losses()))
+"""
+
+
+def run_program(base: Path, work: Path, speed: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(base), str(work), speed],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def test_a_killed_run_resumes_to_the_same_losses(tiny_llama: Path, tmp_path: Path) -> None:
+    undisturbed = train(tiny_llama, tmp_path / "a").fit.losses()
+    process = run_program(tiny_llama, tmp_path / "b", "slow")
+    deadline = time.monotonic() + 120
+    while not checkpoints(tmp_path / "b") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    found = checkpoints(tmp_path / "b")
+    assert found and int(found[-1].name.rpartition("-")[2]) < 12
+    # A checkpoint that the kill left half written is not gone on from.
+    broken = tmp_path / "b" / "checkpoint-11"
+    broken.mkdir()
+    (broken / "adapter_model.safetensors").write_bytes(b"half")
+    output, _ = run_program(tiny_llama, tmp_path / "b", "fast").communicate(timeout=200)
+    resumed = [tuple(item) for item in json.loads(output)]
+    assert [step for step, _ in resumed] == list(range(1, 13))
+    for (_, one), (_, other) in zip(undisturbed, resumed, strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+
+
+def test_the_best_weights_are_kept_and_training_stops_early(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    result = train(
+        tiny_llama, tmp_path, max_steps=400, learning_rate=5e-2, early_stopping=2, epochs=50
+    )
+    losses = dict(result.fit.validation_losses())
+    assert result.fit.stopped_early and result.fit.steps < 400
+    assert result.fit.best_step == min(losses, key=lambda step: losses[step])
+    assert len([step for step in losses if step > result.fit.best_step]) == 2
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny_llama: Path, tmp_path: Path) -> None:
+    from rag_fti.models import causal
+
+    location = tmp_path / "broken"
+    model = causal.load_causal_lm(tiny_llama)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    model.save_pretrained(str(location))
+    causal.load_tokenizer(tiny_llama).save_pretrained(str(location))
+    with pytest.raises(TrainingError, match="loss is nan at step 1"):
+        train(location, tmp_path / "work", packing=False)
+
+
+def test_memory_that_runs_out_ends_in_advice_or_a_smaller_batch(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    real = LlamaForCausalLM.forward
+
+    def hungry(self: Any, input_ids: Any = None, **options: Any) -> Any:
+        if self.training and len(input_ids) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", hungry)
+    with pytest.raises(OutOfMemory) as caught:
+        train(tiny_llama, tmp_path / "a", packing=False)
+    assert "auto_batch_size" in caught.value.next_step
+    result = train(tiny_llama, tmp_path / "b", packing=False, auto_batch_size=True)
+    assert result.fit.steps == 12 and result.switches["micro_rows"] == 1
+    assert result.switches["accumulation"] == 4
+
+
+def test_what_counts_as_out_of_memory() -> None:
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes"))
+    assert is_out_of_memory(torch.OutOfMemoryError("x"))
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_gradients_add_up_the_same_in_small_steps(tiny_llama: Path, tmp_path: Path) -> None:
+    whole = train(tiny_llama, tmp_path / "a", packing=False, evaluations_per_epoch=0)
+    parts = train(
+        tiny_llama, tmp_path / "b", packing=False, micro_batch_size=2, evaluations_per_epoch=0
+    )
+    assert parts.switches["accumulation"] == 2
+    assert len(whole.fit.losses()) == len(parts.fit.losses()) == 12
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        LoraOptions(rank=4, dora=True),
+        LoraOptions(rank=4, rslora=True),
+        LoraOptions(rank=4, last_layers=1),
+        LoraOptions(rank=4, targets=("q_proj", "v_proj")),
+    ],
+)
+def test_adapter_variants_train(tiny_llama: Path, tmp_path: Path, lora: LoraOptions) -> None:
+    result = train(tiny_llama, tmp_path, lora=lora, max_steps=3, evaluations_per_epoch=0)
+    names = [name for name, p in result.model.named_parameters() if p.requires_grad]
+    assert names and len(result.fit.losses()) == 3
+    if lora.last_layers:
+        assert all(".layers.1." in name for name in names)
+    if lora.dora:
+        assert any("magnitude" in name for name in names)
+
+
+def test_gradient_checkpointing_changes_no_number(tiny_llama: Path, tmp_path: Path) -> None:
+    plain = train(tiny_llama, tmp_path / "a", max_steps=3, evaluations_per_epoch=0)
+    saved = train(
+        tiny_llama,
+        tmp_path / "b",
+        max_steps=3,
+        evaluations_per_epoch=0,
+        gradient_checkpointing=True,
+    )
+    for (_, one), (_, other) in zip(plain.fit.losses(), saved.fit.losses(), strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_options_that_do_not_fit_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not fit the base model"):
+        train(tiny_llama, tmp_path, lora=LoraOptions(targets=("no_such_module",)))
+    with pytest.raises(ConfigError, match="needs bitsandbytes and a CUDA GPU"):
+        train(tiny_llama, tmp_path, quantize="4bit")
+    with pytest.raises(ConfigError, match="liger-kernel"):
+        train(tiny_llama, tmp_path, liger=True)
+    with pytest.raises(TrainingError, match="at most 64 tokens long"):
+        train(tiny_llama, tmp_path, max_tokens=64)
+
+
+def test_schedules() -> None:
+    plan = plan_schedule(
+        rows=100, examples=100, batch_size=16, micro_batch_size=4, epochs=2, max_steps=0,
+        evaluations_per_epoch=2,
+    )  # fmt: skip
+    assert (plan.micro_rows, plan.accumulation, plan.steps_per_epoch) == (4, 4, 7)
+    assert plan.steps == 14 and plan.evaluate_every == 3
+    packed = plan_schedule(
+        rows=25, examples=100, batch_size=16, micro_batch_size=0, epochs=1, max_steps=0,
+        evaluations_per_epoch=0, processes=2,
+    )  # fmt: skip
+    assert (packed.rows_per_step, packed.steps, packed.evaluate_every) == (4, 4, 0)

@@ -181,7 +181,11 @@ def fit(
             trainer.remove_callback(callback)
     watch.meter = meter
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(
+            resume_from_checkpoint=str(checkpoint) if checkpoint else None,
+            # Trainer adds to this list; what a model's configuration names may be a tuple.
+            ignore_keys_for_eval=["past_key_values", "cache"],
+        )
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise OutOfMemory(micro_rows=schedule.micro_rows) from error

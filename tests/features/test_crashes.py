@@ -17,6 +17,8 @@ from rag_fti.feature_store import FeatureStore
 from tests.conftest import REPOSITORY
 from tests.features.made_up import contents, make_ingestor, write_corpus
 
+KILLS = int(os.environ.get("RAG_FTI_KILLS", "100"))
+
 _PROGRAM = """
 import sys
 from rag_fti.feature_store import FeatureStore
@@ -98,10 +100,10 @@ def test_killed_a_few_times(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("writers", [1, 2])
-def test_killed_at_a_hundred_random_moments(tmp_path: Path, writers: int) -> None:
-    kill_many_times(tmp_path, rounds=100, writers=writers)
+def test_killed_at_many_random_moments(tmp_path: Path, writers: int) -> None:
+    kill_many_times(tmp_path, rounds=KILLS, writers=writers)
 
 
 def test_a_full_disk_stops_the_run_and_a_rerun_completes_it(tmp_path: Path) -> None:

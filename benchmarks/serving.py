@@ -260,8 +260,17 @@ def bare_engine(
     generator: Any, prompt_ids: Sequence[list[int]], arguments: argparse.Namespace
 ) -> float | None:
     """Tokens per second of transformers' continuous batching; None where the model has none."""
-    from transformers import GenerationConfig
+    from transformers import ContinuousBatchingConfig, GenerationConfig
 
+    longest = max(map(len, prompt_ids)) + arguments.tokens
+    pages = -(-longest // 64) + 1
+    # Without a bound the paged cache takes most of the machine's memory.
+    bounded = ContinuousBatchingConfig(
+        page_size=64,
+        num_blocks=pages * arguments.streams,
+        max_batch_tokens=2048,
+        max_requests_per_batch=arguments.streams,
+    )
     model = generator._model
     config = GenerationConfig(
         max_new_tokens=arguments.tokens,
@@ -270,13 +279,14 @@ def bare_engine(
         pad_token_id=generator._pad_id,
     )
     try:
-        model.generate_batch(
-            inputs=list(prompt_ids[:2]), generation_config=config, progress_bar=False
-        )
+        options = {
+            "generation_config": config,
+            "continuous_batching_config": bounded,
+            "progress_bar": False,
+        }
+        model.generate_batch(inputs=list(prompt_ids[:2]), **options)
         started = time.perf_counter()
-        outputs = model.generate_batch(
-            inputs=list(prompt_ids), generation_config=config, progress_bar=False
-        )
+        outputs = model.generate_batch(inputs=list(prompt_ids), **options)
         seconds = time.perf_counter() - started
     except (AttributeError, ValueError, NotImplementedError, RuntimeError) as error:
         note(f"no generate_batch: {error}")

@@ -107,6 +107,7 @@ def build_services(
         RagFtiError: If something cannot be opened or does not fit together.
     """
     from rag_fti.feature_store import FeatureStore
+    from rag_fti.models.threads import compute_alone
     from rag_fti.retrieval import build_retriever
 
     keys_file = settings.serving.keys_file
@@ -134,7 +135,9 @@ def build_services(
         admission=Admission(max_running=running, max_waiting=settings.serving.max_queue),
         limiter=RateLimiter(settings.serving.requests_per_minute),
         metrics=Metrics(),
-        executor=ThreadPoolExecutor(max_workers=running + 4, thread_name_prefix="request"),
+        executor=ThreadPoolExecutor(
+            max_workers=running + 4, thread_name_prefix="request", initializer=compute_alone
+        ),
     )
 
 

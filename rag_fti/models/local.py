@@ -20,6 +20,7 @@ from rag_fti.models.causal import load_causal_lm, load_tokenizer
 from rag_fti.models.continuation import Continuation
 from rag_fti.models.control_tokens import control_pattern, defuse
 from rag_fti.models.hardware import pick_device, pick_dtype
+from rag_fti.models.threads import compute_with, machine_threads
 from rag_fti.protocols import Cancellation, Generation, GenerationRequest, Message
 
 logger = logging.getLogger(__name__)
@@ -39,13 +40,17 @@ class LocalGenerator:
         tokenizer: Its tokenizer, left-padded, with a chat template.
         name: What answers call it: ``name@version``, hub id or directory.
         max_batch: Most requests computed together.
+        threads: Processor threads of the worker; 0 leaves the choice to torch.
     """
 
-    def __init__(self, *, model: Any, tokenizer: Any, name: str, max_batch: int = 16) -> None:
+    def __init__(
+        self, *, model: Any, tokenizer: Any, name: str, max_batch: int = 16, threads: int = 0
+    ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._name = name
         self._max_batch = max_batch
+        self._threads = threads or machine_threads()
         self._device = str(model.device)
         self._end_ids = _end_ids(model, tokenizer)
         self._pad_id = int(
@@ -184,6 +189,7 @@ class LocalGenerator:
                 raise _failed(item) from item
 
     def _work(self) -> None:
+        compute_with(self._threads)
         closing = False
         while not closing:
             jobs: list[Job] = []
@@ -268,14 +274,12 @@ def load_local_generator(
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         max_batch: Most requests computed together.
-        threads: CPU threads; 0 leaves the choice to torch. Counts for the whole process.
+        threads: CPU threads of the model; 0 leaves the choice to torch.
 
     Raises:
         ModelNotFound: If model or tokenizer cannot be read.
         IncompatibleArtifact: If the adapter does not fit.
     """
-    if threads:
-        torch.set_num_threads(threads)
     picked = pick_device(device)
     tokenizer = load_tokenizer(_tokenizer_location(location, adapter))
     model = load_causal_lm(
@@ -283,7 +287,9 @@ def load_local_generator(
     )
     if adapter is not None:
         model = model.merge_and_unload().eval()
-    return LocalGenerator(model=model, tokenizer=tokenizer, name=name, max_batch=max_batch)
+    return LocalGenerator(
+        model=model, tokenizer=tokenizer, name=name, max_batch=max_batch, threads=threads
+    )
 
 
 def _tokenizer_location(location: Path, adapter: Path | None) -> Path:

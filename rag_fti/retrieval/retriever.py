@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -17,6 +18,8 @@ from rag_fti.retrieval.fusion import convex, reciprocal_rank
 from rag_fti.schemas import Hit
 
 Mode = Literal["hybrid", "vector", "text"]
+
+_SEARCH_THREADS = 8
 
 
 class SearchableStore(Protocol):
@@ -109,6 +112,7 @@ class Retriever:
         self.neighbours = neighbours
         self.reranker = reranker
         self.rerank_candidates = rerank_candidates
+        self._searchers = ThreadPoolExecutor(_SEARCH_THREADS, thread_name_prefix="search")
 
     def retrieve(
         self,
@@ -162,39 +166,45 @@ class Retriever:
                 f"Unknown search mode {mode!r}.", next_step="Use hybrid, vector or text."
             )
         condition = restrict(where, collections)
+        wanted = k or self.k
+        depth = max(wanted, self.candidates)
         started = time.perf_counter()
         snapshot = self.store.resolve(at)
+        # Full text needs no vector: it is searched while the questions are embedded.
+        by_text = [
+            self._searchers.submit(
+                self.store.search_text, question, k=depth, where=condition, at=snapshot
+            )
+            if mode != "vector" and question.strip()
+            else None
+            for question in questions
+        ]
         vectors = None if mode == "text" else self.embedder.encode_queries(questions)
         shared = (time.perf_counter() - started) / len(questions)
         results = []
         for number, question in enumerate(questions):
             started = time.perf_counter()
-            hits = self._search(
-                question,
-                None if vectors is None else vectors[number],
-                k=k or self.k,
-                mode=mode,
-                where=condition,
-                at=snapshot,
-            )
+            rankings = []
+            if vectors is not None and question.strip():
+                rankings.append(
+                    self.store.search_vectors(
+                        vectors[number], k=depth, where=condition, at=snapshot
+                    )
+                )
+            text_search = by_text[number]
+            if text_search is not None:
+                rankings.append(text_search.result())
+            hits = self._refine(question, rankings, k=wanted, at=snapshot)
             results.append(Retrieved(tuple(hits), snapshot, shared + time.perf_counter() - started))
         return results
 
-    def _search(
-        self, question: str, vector: Any, *, k: int, mode: Mode, where: str | None, at: str
+    def _refine(
+        self, question: str, rankings: Sequence[list[Hit]], *, k: int, at: str
     ) -> list[Hit]:
-        if not question.strip():
+        """Fuse, rerank, diversify, cut to ``k`` and widen."""
+        if not rankings:
             return []
-        depth = max(k, self.candidates)
-        if mode == "vector":
-            hits = self.store.search_vectors(vector, k=depth, where=where, at=at)
-        elif mode == "text":
-            hits = self.store.search_text(question, k=depth, where=where, at=at)
-        else:
-            hits = self._fuse(
-                self.store.search_vectors(vector, k=depth, where=where, at=at),
-                self.store.search_text(question, k=depth, where=where, at=at),
-            )
+        hits = rankings[0] if len(rankings) == 1 else self._fuse(*rankings)
         if self.reranker is not None:
             hits = self._rerank(question, hits, k=k)
         if self.diversity > 0 and len(hits) > 1:

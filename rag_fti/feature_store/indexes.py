@@ -20,7 +20,6 @@ from lancedb.index import FTS, Bitmap, BTree, HnswSq, IvfFlat, IvfPq, IvfRq
 from rag_fti.errors import StoreError
 
 VECTOR_INDEX = "vector_idx"
-TEXT_INDEX = "indexed_text_idx"
 _POLICY_KEY = "rag_fti.search_policy"
 _PROBES = (8, 16, 32, 64, 128, 256, 512)
 _REFINE = {"ivf_flat": (0,), "ivf_rq": (4, 10, 30), "ivf_pq": (10, 30, 100), "hnsw_sq": (2, 10)}

@@ -19,12 +19,16 @@ logger = logging.getLogger(__name__)
 _ATTEMPTS = 5
 
 
-def optimize(tables: Tables, name: str, *, keep_days: float) -> None:
-    """Compact a table's files, index its new rows, drop versions older than ``keep_days``."""
+def optimize(tables: Tables, name: str, *, keep_days: float | None) -> None:
+    """Compact a table's files, index its new rows, drop versions older than ``keep_days``.
+
+    None keeps all versions.
+    """
     table = tables.get(name)
     _retry(f"compact {name}", lambda: table.to_lance().optimize.compact_files())
     _retry(f"update the indexes of {name}", lambda: table.to_lance().optimize.optimize_indices())
-    _clean(table, name, older_than=timedelta(days=keep_days), delete_unverified=False)
+    if keep_days is not None:
+        _clean(table, name, older_than=timedelta(days=keep_days), delete_unverified=False)
 
 
 def purge(tables: Tables, name: str) -> None:

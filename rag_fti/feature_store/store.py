@@ -456,11 +456,12 @@ class FeatureStore:
                 document_table.delete(where)
         return removed
 
-    def optimize(self, *, keep_days: float = 7.0) -> None:
+    def optimize(self, *, keep_days: float | None = 7.0) -> None:
         """Compact small files, bring new rows into the indexes, drop old unpinned versions.
 
         Args:
-            keep_days: Age in days up to which versions stay; tagged ones stay anyway.
+            keep_days: Age in days up to which versions stay; tagged ones stay anyway. None
+                keeps all.
         """
         for name in self._tables.names():
             maintenance.optimize(self._tables, name, keep_days=keep_days)

@@ -46,6 +46,10 @@ if TYPE_CHECKING:
     from rag_fti.config import Settings
 
 
+_BATCHES_PER_OPTIMIZE = 50
+"""Commits after which new rows are indexed, so that looking rows up stays fast in long runs."""
+
+
 @dataclass
 class IngestTotals:
     """What an ingest did."""
@@ -577,6 +581,8 @@ class _Run:
         for document in batch.documents:
             self._resourced.pop(document.document_id, None)  # written with all its sources
         self.totals.batches += 1
+        if self.totals.batches % _BATCHES_PER_OPTIMIZE == 0:
+            ingestor._store.optimize(keep_days=None)
 
     def _count(self, batch: Batch, vectors: Any) -> None:
         found = check_batch(batch, vectors)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rag_fti.datasets.filters import EvaluationQuestion
     from rag_fti.datasets.questions import ChunksBySource
     from rag_fti.feature_store import FeatureStore
+    from rag_fti.protocols import Embedder
     from rag_fti.schemas import Hit
 
 PIPELINE = "instruction_dataset"
@@ -149,6 +150,7 @@ class _Inputs:
 def run(
     settings: Settings,
     *,
+    embedder: Embedder | None = None,
     progress: Progress = Silent(),  # noqa: B008 - it has no state
     dry_run: bool = False,
 ) -> DatasetSummary:
@@ -157,6 +159,7 @@ def run(
     Args:
         settings: All settings; ``dataset``, ``retrieval``, ``embedder``, ``storage`` and the base
             model of ``training`` (whose tokenizer counts tokens) count.
+        embedder: A loaded embedder; None loads the configured one.
         progress: Receives progress.
         dry_run: Generate and filter, write nothing.
 
@@ -182,7 +185,7 @@ def run(
     store = FeatureStore.open(settings.storage.features_uri, options=settings.storage.options)
     if not store.exists():
         contract.require({"documents": 0, "recipe_matches": True})
-    retriever = build_retriever(settings, store=store)
+    retriever = build_retriever(settings, store=store, embedder=embedder)
     inputs = _read(store, settings)
     contract.require({"documents": len(inputs.texts), "recipe_matches": True})
     progress.note(f"{len(inputs.texts)} documents, {len(inputs.hits)} chunks at {inputs.snapshot}")

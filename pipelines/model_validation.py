@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rag_fti.evaluation.scoring import Interval, Judged
     from rag_fti.feature_store import FeatureStore
     from rag_fti.inference import Engine
+    from rag_fti.protocols import Embedder
     from rag_fti.schemas import Answer
 
 PIPELINE = "model_validation"
@@ -133,6 +134,7 @@ def run(
     settings: Settings,
     version: str,
     *,
+    embedder: Embedder | None = None,
     progress: Progress = Silent(),  # noqa: B008 - it has no state
     dry_run: bool = False,
 ) -> ValidationSummary:
@@ -142,6 +144,7 @@ def run(
         settings: All settings; ``evaluation``, ``retrieval``, ``inference``, ``generator`` and
             ``storage`` count.
         version: ``name@3``, an alias, or a bare number of ``evaluation.model_name``.
+        embedder: A loaded embedder; None loads the configured one.
         progress: Receives progress.
         dry_run: Judge, and promote nothing.
 
@@ -172,7 +175,7 @@ def run(
     models = {BASE: BASE, CHALLENGER: challenger.ref}
     if champion is not None and champion.ref != challenger.ref:
         models[CHAMPION] = champion.ref
-    outcomes = _answer(settings, models, items, store, progress)
+    outcomes = _answer(settings, models, items, store, embedder, progress)
     if champion is not None and champion.ref == challenger.ref:
         outcomes[CHAMPION] = outcomes[CHALLENGER]
     contract.hold({"same_questions": _same_questions(outcomes)})
@@ -356,13 +359,14 @@ def _answer(
     models: Mapping[str, str],
     items: Sequence[_Item],
     store: FeatureStore,
+    embedder: Embedder | None,
     progress: Progress,
 ) -> dict[str, _Outcome]:
     """Let each model answer everything; one model is in memory at a time."""
     from rag_fti.inference import build_engine
     from rag_fti.models.embedder import build_embedder
 
-    embedder = build_embedder(settings.embedder)
+    embedder = embedder or build_embedder(settings.embedder)
     outcomes = {}
     for name, reference in models.items():
         engine = build_engine(settings, store=store, embedder=embedder, model_ref=reference)

@@ -35,7 +35,6 @@ def documents_schema() -> pa.Schema:
             pa.field("raw_digest", pa.string(), nullable=False),
             pa.field("chunker_digest", pa.string(), nullable=False),
             pa.field("chunk_count", pa.int32(), nullable=False),
-            pa.field("near_duplicate_group", pa.string(), nullable=False),
             pa.field("metadata", pa.string(), nullable=False),
             pa.field("ingested_at", _TIMESTAMP, nullable=False),
             pa.field("run_id", pa.string(), nullable=False),

@@ -119,7 +119,6 @@ def document_rows(batch: Batch, *, recipe: str, now: datetime, run_id: str) -> p
             "raw_digest": document.raw_digest,
             "chunker_digest": recipe,
             "chunk_count": len(chunks),
-            "near_duplicate_group": "",
             "metadata": _metadata(document),
             "ingested_at": now,
             "run_id": run_id,

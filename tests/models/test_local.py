@@ -36,10 +36,17 @@ def parts() -> tuple[Any, Any]:
     return tiny_model(len(tokenizer)), tokenizer
 
 
-@pytest.fixture
-def generator(parts: tuple[Any, Any]) -> Iterator[LocalGenerator]:
+@pytest.fixture(params=["continuous", "padded"])
+def generator(parts: tuple[Any, Any], request: pytest.FixtureRequest) -> Iterator[LocalGenerator]:
     model, tokenizer = parts
-    made = LocalGenerator(model=model, tokenizer=tokenizer, name="tiny", max_batch=8)
+    made = LocalGenerator(
+        model=model,
+        tokenizer=tokenizer,
+        name="tiny",
+        max_batch=8,
+        continuous=request.param == "continuous",
+    )
+    assert made.batching == request.param
     yield made
     made.close()
 
@@ -164,6 +171,30 @@ def test_many_threads_at_once(generator: LocalGenerator, parts: tuple[Any, Any])
     for thread in threads:
         thread.join()
     assert got == expected
+
+
+def test_requests_join_and_leave_at_any_time(
+    generator: LocalGenerator, parts: tuple[Any, Any]
+) -> None:
+    """Sixty requests of every length, arriving one after the other, each as if alone."""
+    lengths = [1 + 7 * n % 40 for n in range(60)]
+    texts = [f"{'long ' * (n % 9)}question {n}" for n in range(60)]
+    got: dict[int, str] = {}
+
+    def ask(number: int) -> None:
+        *pieces, last = generator.stream(request(texts[number], max_tokens=lengths[number]))
+        assert isinstance(last, Generation)
+        assert "".join(map(str, pieces)) == last.text
+        got[number] = last.text
+
+    threads = [threading.Thread(target=ask, args=(n,)) for n in range(60)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.004)
+    for thread in threads:
+        thread.join()
+    for number in range(60):
+        assert got[number] == reference(parts, texts[number], lengths[number]), number
 
 
 def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(

@@ -17,6 +17,7 @@ from rag_fti import contracts, ids, prompts
 from rag_fti.config import Settings
 from rag_fti.contracts import Check, Contract, ContractRun, Outcome
 from rag_fti.datasets import SPLITS, DatasetVersion, open_dataset
+from rag_fti.datasets.storage import PREFERENCES
 from rag_fti.errors import ContractViolation, DatasetError, IncompatibleArtifact
 from rag_fti.progress import Progress, Silent
 from rag_fti.registry import ModelVersion, Registry
@@ -195,6 +196,7 @@ def run(
         base.location,
         dataset.rows("train").to_pylist(),
         dataset.rows("validation").to_pylist(),
+        preferences=_preferences(dataset),
         options=job_options(settings),
         work=work,
         resume=resume,
@@ -245,6 +247,11 @@ def run(
     return _summary(
         run_id, settings, version.version, dataset, result, report, report_path, str(version.path)
     )
+
+
+def _preferences(dataset: DatasetVersion) -> list[dict[str, Any]]:
+    rows = dataset.rows(PREFERENCES).to_pylist() if dataset.has(PREFERENCES) else []
+    return list(rows)
 
 
 def job_options(settings: Settings) -> JobOptions:

@@ -44,7 +44,9 @@ class TrainingConfig(Section):
     quantize: Literal["none", "4bit"] = "none"
     """QLoRA (needs bitsandbytes and a CUDA GPU)."""
     objective: Literal["sft", "dpo"] = "sft"
-    """Supervised fine-tuning, or preference optimisation on chosen and rejected answers."""
+    """Supervised fine-tuning, or direct preference optimisation on chosen and rejected answers."""
+    dpo_beta: Annotated[float, Field(gt=0, le=10)] = 0.1
+    """How dearly a departure from the base model is paid in preference optimisation."""
     epochs: Annotated[float, Field(gt=0, le=1000)] = 3.0
     """Passes over the training split."""
     max_steps: Annotated[int, Field(ge=0)] = 0

@@ -69,9 +69,12 @@ def add_adapter(
             next_step="Set training.lora.targets to all-linear.",
         ) from error
     if gradient_checkpointing:
-        adapted.gradient_checkpointing_enable(
-            gradient_checkpointing_kwargs={"use_reentrant": False}
-        )
+        # transformers 5.24 renamed the method; older releases know it by the other name only.
+        enable = getattr(adapted, "activation_checkpointing_enable", None)
+        if enable is not None:
+            enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            adapted.gradient_checkpointing_enable({"use_reentrant": False})
         adapted.enable_input_require_grads()
     return adapted
 

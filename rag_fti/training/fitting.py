@@ -12,7 +12,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from rag_fti.training.batches import Row
 from rag_fti.training.throughput import peak_memory_bytes
 
 logger = logging.getLogger(__name__)
+
+Loss = Callable[[Any, Mapping[str, torch.Tensor]], torch.Tensor]
+"""Mean loss of a model on a batch."""
 
 COMPLETE = "complete.json"
 """Written into a checkpoint when everything else of it is on disk."""
@@ -143,6 +146,7 @@ def fit(
     work: Path,
     resume: bool,
     progress: Progress,
+    loss: Loss | None = None,
 ) -> FitResult:
     """Train the adapter of ``model`` in place.
 
@@ -156,6 +160,7 @@ def fit(
         work: Directory of this run's checkpoints.
         resume: Go on from the last complete checkpoint in ``work``; else start over.
         progress: Receives loss, speed, time left and memory.
+        loss: Mean loss of a batch; None takes the one that the model returns.
 
     Raises:
         TrainingError: If the loss is no number, or memory runs out.
@@ -168,7 +173,8 @@ def fit(
     watch = _Watch(options, schedule, work, progress)
     meter = _Meter(collate)
     arguments = _arguments(options, schedule, work, evaluates=bool(validation))
-    trainer = Trainer(
+    trainer = _Trainer(
+        loss,
         model=model,
         args=arguments,
         data_collator=meter,
@@ -241,6 +247,23 @@ def remove_incomplete(work: Path) -> None:
     for path in work.glob("checkpoint-*"):
         if not (path / COMPLETE).is_file():
             shutil.rmtree(path)
+
+
+class _Trainer(Trainer):  # type: ignore[misc]
+    """Trainer with a loss that may come from outside."""
+
+    def __init__(self, loss: Loss | None, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._loss = loss
+        if loss is not None:
+            # A mean over the batch: Trainer divides it by the number of batches per step.
+            self.model_accepts_loss_kwargs = False
+
+    def compute_loss(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        if self._loss is None:
+            return super().compute_loss(model, inputs, *rest, **options)
+        value = self._loss(model, inputs)
+        return (value, {"loss": value}) if options.get("return_outputs") else value
 
 
 class _Rows(torch.utils.data.Dataset[Row]):

@@ -16,8 +16,16 @@ from rag_fti.models.causal import load_causal_lm, load_tokenizer
 from rag_fti.models.hardware import pick_device, pick_dtype
 from rag_fti.progress import Progress
 from rag_fti.training.adapter import add_adapter, parameter_counts, quantization
+from rag_fti.training.batches import Row
 from rag_fti.training.examples import EncodedRows, encode_rows, end_token
-from rag_fti.training.fitting import FitOptions, FitResult, OutOfMemory, fit
+from rag_fti.training.fitting import FitOptions, FitResult, OutOfMemory, fit, plan_schedule
+from rag_fti.training.packing import padded_order
+from rag_fti.training.preferences import (
+    PairBatches,
+    encode_pairs,
+    preference_accuracy,
+    preference_loss,
+)
 from rag_fti.training.preparing import PreparedRun, describe, prepare
 from rag_fti.training.probing import Capabilities, probe
 from rag_fti.training.reporting import Sample
@@ -52,6 +60,8 @@ class JobOptions:
     """Hyperparameters and switches; meanings and ranges as in the configuration."""
 
     lora: LoraOptions = LoraOptions()
+    objective: str = "sft"
+    dpo_beta: float = 0.1
     quantize: str = "none"
     epochs: float = 3.0
     max_steps: int = 0
@@ -97,6 +107,7 @@ def run_job(
     work: Path,
     resume: bool,
     progress: Progress,
+    preferences: Rows = (),
 ) -> JobResult:
     """Fine-tune a base model.
 
@@ -108,6 +119,8 @@ def run_job(
         work: Directory for checkpoints.
         resume: Go on from the last complete checkpoint.
         progress: Receives loss, speed and time left.
+        preferences: Rows with ``prompt``, ``chosen`` and ``rejected``; what ``objective="dpo"``
+            trains on.
 
     Raises:
         TrainingError: If nothing is left to train on, the loss is no number, or memory runs out.
@@ -134,10 +147,19 @@ def run_job(
         capabilities = probe(model, data.examples, pad_token_id=tokenizer.pad_token_id)
     chosen = sample_rows(validation or train, count=options.samples) if options.samples else []
     before = _say(model, tokenizer, chosen, end, adapted=False)
-    run, result = _fit_within_memory(
-        model, data, held, capabilities, tokenizer.pad_token_id, options, device, dtype, work,
-        resume, progress,
-    )  # fmt: skip
+    pairs: list[Row] = []
+    if options.objective == "dpo":
+        pairs, _ = encode_pairs(
+            preferences, tokenizer, end_token_id=end, max_tokens=options.max_tokens
+        )
+        run, result = _fit_pairs(
+            model, pairs, tokenizer.pad_token_id, options, device, dtype, work, resume, progress
+        )
+    else:
+        run, result = _fit_within_memory(
+            model, data, held, capabilities, tokenizer.pad_token_id, options, device, dtype, work,
+            resume, progress,
+        )  # fmt: skip
     after = _say(model, tokenizer, chosen, end, adapted=True)
     trainable, total = parameter_counts(model)
     mean_length = data.tokens / len(data.examples)
@@ -166,6 +188,11 @@ def run_job(
         "parameters": total,
         "train_seconds": round(result.seconds, 2),
     }
+    if pairs:
+        metrics["preference_pairs"] = len(pairs)
+        metrics["preference_accuracy"] = round(
+            preference_accuracy(model, pairs, pad_token_id=tokenizer.pad_token_id), 4
+        )
     switches = describe(
         run,
         capabilities,
@@ -176,6 +203,7 @@ def run_job(
         compile=options.compile,
         liger=options.liger,
         quantize=options.quantize,
+        objective=options.objective,
     )
     samples = [
         Sample(row["question"], row["messages"][-1]["content"], old, new)
@@ -271,6 +299,58 @@ def _fit_within_memory(
             micro = max(1, micro // 2)
         progress.note(f"Out of memory: starting over with {micro} examples per forward pass.")
         _start_over(model, initial, device)
+
+
+def _fit_pairs(
+    model: Any,
+    pairs: list[Row],
+    pad_token_id: int,
+    options: JobOptions,
+    device: str,
+    dtype: torch.dtype,
+    work: Path,
+    resume: bool,
+    progress: Progress,
+) -> tuple[PreparedRun, FitResult]:
+    """Preference optimisation; there are too few pairs to hold some back for validation."""
+    if not pairs:
+        raise TrainingError(
+            "training.objective=dpo needs preference pairs, and the dataset has none that fit.",
+            next_step="Build a dataset with the feedback generator once answers were corrected "
+            "by users, or train with training.objective=sft.",
+        )
+    schedule = plan_schedule(
+        rows=len(pairs),
+        examples=len(pairs),
+        batch_size=options.batch_size,
+        micro_batch_size=options.micro_batch_size,
+        epochs=options.epochs,
+        max_steps=options.max_steps,
+        evaluations_per_epoch=0,
+        processes=int(os.environ.get("WORLD_SIZE", "1")),
+    )
+    passes = -(-schedule.steps // schedule.steps_per_epoch)
+    lengths = [max(map(len, pair)) for pair in pairs]
+    order = [
+        index
+        for number in range(passes)
+        for (index,) in padded_order(lengths, batch=schedule.micro_rows, seed=options.seed + number)
+    ]
+    collate = PairBatches(pad_token_id)
+    run = PreparedRun([pairs[n] for n in order], [], collate, schedule, packed=False)
+    result = fit(
+        model,
+        run.train,
+        (),
+        collate=collate,
+        schedule=schedule,
+        options=_fit_options(options, device, dtype),
+        work=work,
+        resume=resume,
+        progress=progress,
+        loss=preference_loss(options.dpo_beta),
+    )
+    return run, result
 
 
 def _start_over(model: Any, initial: Mapping[str, torch.Tensor], device: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 from rag_fti.training.batches import PackedBatches, PaddedBatches, Row
 from rag_fti.training.examples import Example
@@ -20,7 +22,7 @@ class PreparedRun:
 
     train: list[Row]
     validation: list[Row]
-    collate: PackedBatches | PaddedBatches
+    collate: Callable[[Sequence[Row]], dict[str, Tensor]]
     schedule: Schedule
     packed: bool
 
@@ -85,7 +87,7 @@ def prepare(
             else padded_order(lengths, batch=schedule.micro_rows, seed=seed + number)
         )
         rows += [tuple(train[index] for index in indices) for indices in order]
-    collate = (
+    collate: Callable[[Sequence[Row]], dict[str, Tensor]] = (
         PackedBatches(pad_token_id, capabilities.trim_logits)
         if packed
         else PaddedBatches(pad_token_id)

@@ -103,11 +103,11 @@ def test_entries_have_the_keys_of_the_real_file(folder: Path, shared_data: Path)
 
 
 def test_trl_takes_the_messages_as_they_are(version: DatasetVersion, folder: Path) -> None:
-    from trl import is_conversational
+    trl = pytest.importorskip("trl")
 
     data = load(folder, "colours_messages_train.jsonl")
     assert data.column_names == ["messages"]
-    assert is_conversational(data[0])
+    assert trl.is_conversational(data[0])
     assert data[0]["messages"] == version.rows("train").to_pylist()[0]["messages"]
 
 

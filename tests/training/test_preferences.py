@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rag_fti.errors import TrainingError
+from rag_fti.models.causal import load_causal_lm, load_tokenizer
+from rag_fti.progress import Silent
+from rag_fti.training.examples import end_token
+from rag_fti.training.job import JobOptions, LoraOptions, run_job
+from rag_fti.training.preferences import (
+    PairBatches,
+    completion_log_probabilities,
+    encode_pairs,
+    preference_loss,
+)
+from tests.training.tiny import COLOURS, LIBRARY_WARNINGS, make_rows
+
+pytestmark = LIBRARY_WARNINGS
+
+
+def pairs(count: int) -> list[dict[str, Any]]:
+    rows = [row for row in make_rows(count) if row["answerable"]]
+    return [
+        {
+            "prompt": row["messages"][:-1],
+            "chosen": [row["messages"][-1]],
+            "rejected": [{"role": "assistant", "content": f"{COLOURS[(n + 3) % 8]} [2]"}],
+        }
+        for n, row in enumerate(rows)
+    ]
+
+
+def test_log_probabilities_are_those_of_the_completion_alone(tiny_llama: Path) -> None:
+    model, tokenizer = load_causal_lm(tiny_llama), load_tokenizer(tiny_llama)
+    rows, too_long = encode_pairs(
+        pairs(6), tokenizer, end_token_id=end_token(tokenizer), max_tokens=2048
+    )
+    assert too_long == 0
+    with torch.no_grad():
+        found = completion_log_probabilities(model, PairBatches(0)(rows))
+        for place, example in enumerate([r[0] for r in rows] + [r[1] for r in rows]):
+            logits = model(torch.tensor([example.input_ids])).logits[0].log_softmax(-1)
+            expected = sum(
+                float(logits[n - 1, example.input_ids[n]])
+                for n in range(example.prompt_length, len(example))
+            )
+            assert float(found[place]) == pytest.approx(expected, abs=1e-3)
+
+
+def test_an_untrained_adapter_has_the_loss_of_a_coin(tiny_llama: Path) -> None:
+    from rag_fti.training.adapter import add_adapter
+
+    tokenizer = load_tokenizer(tiny_llama)
+    rows, _ = encode_pairs(pairs(4), tokenizer, end_token_id=end_token(tokenizer), max_tokens=2048)
+    model = add_adapter(
+        load_causal_lm(tiny_llama), rank=4, alpha=8, dropout=0.0, targets="all-linear",
+        last_layers=0, dora=False, rslora=False, quantized=False, gradient_checkpointing=False,
+    )  # fmt: skip
+    loss = preference_loss(0.1)(model, PairBatches(0)(rows))
+    assert loss.item() == pytest.approx(0.6931, abs=1e-3)
+
+
+def test_preferences_are_learnt(tiny_llama: Path, tmp_path: Path) -> None:
+    options = JobOptions(
+        device="cpu", dtype="float32", objective="dpo", batch_size=4, max_steps=12, samples=0,
+        learning_rate=2e-2, lora=LoraOptions(rank=4, alpha=8),
+    )  # fmt: skip
+    result = run_job(
+        tiny_llama, make_rows(8), (), preferences=pairs(16), options=options,
+        work=tmp_path / "a", resume=False, progress=Silent(),
+    )  # fmt: skip
+    losses = result.fit.losses()
+    assert losses[0][1] == pytest.approx(0.6931, abs=1e-3) and losses[-1][1] < 0.65
+    assert result.metrics["preference_accuracy"] > 0.9
+    assert result.switches["objective"] == "dpo"
+    with pytest.raises(TrainingError, match="needs preference pairs"):
+        run_job(
+            tiny_llama, make_rows(8), (), options=replace(options, max_steps=1),
+            work=tmp_path / "b", resume=False, progress=Silent(),
+        )  # fmt: skip

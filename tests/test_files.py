@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from rag_fti.files import write_bytes_atomic, write_json_atomic
 
 
@@ -19,10 +21,8 @@ def test_write_creates_parents_and_leaves_no_temporary(tmp_path: Path) -> None:
 def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     target = tmp_path / "x"
     write_bytes_atomic(target, b"old")
-    try:
+    with pytest.raises(TypeError):
         write_bytes_atomic(target, "not bytes")  # type: ignore[arg-type]
-    except TypeError:
-        pass
     assert target.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 

@@ -386,6 +386,9 @@ class _Run:
 
     def _changed(self, tasks: Iterable[LoadTask]) -> Iterator[LoadTask]:
         for task in tasks:
+            if task.source in self._seen:
+                self.fail(task.source, "given twice in this run; the first one was taken")
+                continue
             digest = self._digest(task)
             if digest is None:
                 continue
@@ -476,6 +479,8 @@ class _Run:
             same = before.document_id == entry.document_id
             if same and len(before.sources) == 1:
                 replaces = True  # the common case: the file's new content replaces the old
+                if self._known.by_digest.get(before.raw_digest) is before:
+                    del self._known.by_digest[before.raw_digest]
             else:
                 self._detach(task.source, before)
         for source in entry.sources:

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import threading
+import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -265,3 +268,63 @@ def test_file_names_that_are_no_text_are_no_problem(store: FeatureStore) -> None
     assert len(store.search_text("vermilion", k=1)) == 1
     assert make_ingestor(store).remove(sources_of(store)).deleted == 1
     assert store.chunks().num_rows == 0
+
+
+def test_two_files_that_swap_their_contents(store: FeatureStore) -> None:
+    Path("a.md").write_text("# First\n\napple words\n")
+    Path("b.md").write_text("# Second\n\nbanana words\n")
+    make_ingestor(store).ingest(["a.md", "b.md"])
+    Path("a.md").rename("c.md")
+    Path("b.md").rename("a.md")
+    Path("c.md").rename("b.md")
+    make_ingestor(store).ingest(["a.md", "b.md"])
+    check_against_disk(store, ["a.md", "b.md"])
+
+
+def check_against_disk(store: FeatureStore, files: list[str]) -> None:
+    """Every file is one source of one document with its text; nothing else is stored."""
+    rows = store.documents().to_pylist()
+    texts = {source: row["text"] for row in rows for source in row["sources"]}
+    assert texts == {file: Path(file).read_text() for file in files}
+    assert sum(len(row["sources"]) for row in rows) == len(files)
+    assert len({row["text"] for row in rows}) == len(rows)  # equal contents are stored once
+    for row in rows:
+        assert row["source"] == row["sources"][0]
+        assert row["document_id"] == ids.document_id("default", row["source"])
+        chunks = store.chunks(where=f"document_id = '{row['document_id']}'").to_pylist()
+        chunks.sort(key=lambda chunk: chunk["ordinal"])
+        assert "".join(chunk["text"] for chunk in chunks) == row["text"]
+        assert {chunk["source"] for chunk in chunks} <= {row["source"]}
+    assert store.incomplete_documents() == frozenset()
+    assert store.repeated_chunks() == 0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_any_sequence_of_changes_leaves_what_is_on_disk(store: FeatureStore, seed: int) -> None:
+    chance = random.Random(seed)
+    contents_pool = [f"# Text {n}\n\nwords of text number {n}.\n" for n in range(4)]
+    root = Path("docs")
+    root.mkdir()
+    for _ in range(6):
+        for _ in range(chance.randint(1, 6)):
+            file = root / f"{chance.randrange(6)}.md"
+            other = root / f"{chance.randrange(6)}.md"
+            action = chance.choice(["write", "write", "delete", "move", "copy"])
+            if action == "write":
+                file.write_text(chance.choice(contents_pool))
+            elif action == "delete":
+                file.unlink(missing_ok=True)
+            elif file.exists() and file != other:
+                (shutil.copy if action == "copy" else shutil.move)(file, other)
+        make_ingestor(store, batch_documents=chance.choice([1, 2, 9])).ingest(["docs"], prune=True)
+        check_against_disk(store, sorted(map(str, root.iterdir())))
+
+
+def test_an_archive_with_two_members_of_one_name(store: FeatureStore) -> None:
+    with warnings.catch_warnings(), zipfile.ZipFile("a.zip", "w") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr("a.md", "first words")
+        archive.writestr("a.md", "second words")
+    totals = make_ingestor(store).ingest(["a.zip"])
+    assert totals.added == 1
+    assert "twice" in totals.failures["a.zip!/a.md"]

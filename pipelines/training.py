@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rag_fti.training.job import JobOptions, JobResult
 
 PIPELINE = "training"
+_EMBEDDED_LAYERS = 2
 
 
 def _finite_loss(facts: Mapping[str, Any]) -> Outcome:
@@ -264,7 +265,10 @@ def job_options(settings: Settings) -> JobOptions:
         for name in JobOptions.__dataclass_fields__
         if name not in ("lora",)
     }
-    return JobOptions(lora=LoraOptions(**config.lora.model_dump()), **shared)
+    lora = config.lora.model_dump()
+    if lora["last_layers"] is None:
+        lora["last_layers"] = _EMBEDDED_LAYERS if config.base_model == "embedded" else 0
+    return JobOptions(lora=LoraOptions(**lora), **shared)
 
 
 def _require(contract: ContractRun, dataset: DatasetVersion, chat_template: str | None) -> None:

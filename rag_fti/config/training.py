@@ -20,8 +20,9 @@ class LoraSection(Section):
     """Dropout on the adapter's input."""
     targets: str | tuple[str, ...] = "all-linear"
     """Modules that get an adapter; ``all-linear`` is every linear layer but the head."""
-    last_layers: Annotated[int, Field(ge=0)] = 0
-    """Adapt only the last layers; 0 adapts all. Layers below need no backward pass."""
+    last_layers: Annotated[int, Field(ge=0)] | None = None
+    """Adapt only the last layers; 0 adapts all. Layers below need no backward pass. By default 2
+    for the embedded model and all for any other."""
     dora: bool = False
     """Weight-decomposed variant (Liu et al. 2024)."""
     rslora: bool = False
@@ -47,7 +48,7 @@ class TrainingConfig(Section):
     """Supervised fine-tuning, or direct preference optimisation on chosen and rejected answers."""
     dpo_beta: Annotated[float, Field(gt=0, le=10)] = 0.1
     """How dearly a departure from the base model is paid in preference optimisation."""
-    epochs: Annotated[float, Field(gt=0, le=1000)] = 3.0
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 2.0
     """Passes over the training split."""
     max_steps: Annotated[int, Field(ge=0)] = 0
     """Optimizer steps; 0 derives them from ``epochs``."""
@@ -60,8 +61,8 @@ class TrainingConfig(Section):
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
     """Examples per optimizer step and process."""
     micro_batch_size: Annotated[int, Field(ge=0, le=4096)] = 0
-    """Examples per forward pass; 0 is the whole batch (gradient accumulation makes up the
-    rest)."""
+    """Examples per forward pass (gradient accumulation makes up the rest); 0 is the whole batch on
+    a GPU and at most 4 on a CPU, which gains nothing from more."""
     auto_batch_size: bool = False
     """Halve ``micro_batch_size`` until a step fits into memory."""
     max_tokens: Annotated[int, Field(ge=64, le=1_000_000)] = 2048

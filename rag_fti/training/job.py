@@ -39,6 +39,8 @@ from rag_fti.training.throughput import (
 
 logger = logging.getLogger(__name__)
 
+_CPU_ROWS = 4
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -264,7 +266,8 @@ def _fit_within_memory(
         for name, value in model.named_parameters()
         if value.requires_grad
     }
-    micro = options.micro_batch_size or options.batch_size
+    most = options.batch_size if device == "cuda" else min(_CPU_ROWS, options.batch_size)
+    micro = options.micro_batch_size or most
     while True:
         run = prepare(
             data.examples,

@@ -73,6 +73,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=16, help="concurrent clients")
     parser.add_argument("--requests", type=int, default=96, help="completions per measurement")
     parser.add_argument("--tokens", type=int, default=32, help="most tokens of an answer")
+    parser.add_argument("--context", type=int, default=400, help="token budget of the passages")
     parser.add_argument("--model", default="", help="base model; empty: a random Llama")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, help="write the result as JSON")
@@ -90,8 +91,8 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     settings = load_settings(
         values={
             "storage.root": str(folder / "data"),
-            "retrieval.k": 3,
-            "retrieval.context_tokens": 400,
+            "retrieval.k": 2,
+            "retrieval.context_tokens": arguments.context,
             "inference.max_tokens": arguments.tokens,
             "generator.max_batch": arguments.streams,
             "serving.max_queue": 1000,
@@ -303,6 +304,7 @@ def base_model(folder: Path, name: str) -> Path:
         from rag_fti.models.causal import resolve_base_model
 
         return resolve_base_model(name).location
+    import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from tests.inference.tiny import tiny_tokenizer
@@ -320,7 +322,12 @@ def base_model(folder: Path, name: str) -> Path:
         pad_token_id=1,
         bos_token_id=None,
     )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        # The tokenizer is small; only its tokens are ever chosen, and never the end.
+        model.lm_head.weight[len(tokenizer) :] = 0
+        model.lm_head.weight[:5] = 0
+    model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     return folder / "model"
 

@@ -57,6 +57,7 @@ class Clients:
     def run(self, number: int) -> None:
         source = random.Random(number)
         with self.server.client() as client:
+            client.timeout = httpx.Timeout(90)
             while not self.stop.is_set():
                 body = {
                     "messages": [{"role": "user", "content": "Who keeps the cellar key?"}],

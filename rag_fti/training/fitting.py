@@ -165,11 +165,16 @@ def fit(
     Raises:
         TrainingError: If the loss is no number, or memory runs out.
     """
+    from accelerate import PartialState
+
+    processes = PartialState(cpu=options.device == "cpu")
+    if processes.is_main_process:
+        if not resume:
+            shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True, exist_ok=True)
+        remove_incomplete(work)
+    processes.wait_for_everyone()
     checkpoint = last_checkpoint(work) if resume else None
-    if not resume:
-        shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True, exist_ok=True)
-    remove_incomplete(work)
     watch = _Watch(options, schedule, work, progress)
     meter = _Meter(collate)
     arguments = _arguments(options, schedule, work, evaluates=bool(validation))
@@ -196,7 +201,12 @@ def fit(
         if is_out_of_memory(error):
             raise OutOfMemory(micro_rows=schedule.micro_rows) from error
         raise
-    best = watch.restore_best(trainer.model, trainer.state.log_history)
+    # The other processes of a distributed run publish nothing and keep what they have.
+    best = (
+        watch.restore_best(trainer.model, trainer.state.log_history)
+        if processes.is_main_process
+        else 0
+    )
     return FitResult(
         steps=trainer.state.global_step,
         history=[dict(entry) for entry in trainer.state.log_history],
@@ -361,7 +371,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         entries = [(e["eval_loss"], e["step"]) for e in state.log_history if "eval_loss" in e]
         _, best_step = min(entries)
-        if best_step == state.global_step:
+        if best_step == state.global_step and state.is_world_process_zero:
             self._store_best(kwargs["model"], state.global_step, metrics["eval_loss"])
         since = sum(1 for _, step in entries if step > best_step)
         self._progress.note(

@@ -231,7 +231,9 @@ def _load_model(base: Path, options: JobOptions, device: str, dtype: torch.dtype
     # A cache would make transformers take packed rows for one long sequence.
     model.config.use_cache = False
     if options.liger:
-        _require_liger()
+        _require("liger_kernel", "training.liger", "liger-kernel")
+    for tracker in options.trackers:
+        _require(tracker, f"training.trackers={tracker}", tracker)
     lora = options.lora
     return add_adapter(
         model,
@@ -393,11 +395,11 @@ def _use_own_gpu(device: str) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
 
-def _require_liger() -> None:
+def _require(module: str, setting: str, package: str) -> None:
     from importlib.util import find_spec
 
-    if find_spec("liger_kernel") is None:
+    if find_spec(module) is None:
         raise ConfigError(
-            "training.liger needs the package liger-kernel, which is not installed.",
-            next_step="pip install liger-kernel (CUDA only), or set training.liger=false.",
+            f"{setting} needs the package {package}, which is not installed.",
+            next_step=f"pip install {package}, or take the setting out.",
         )

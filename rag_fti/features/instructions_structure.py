@@ -150,7 +150,9 @@ def _bold_definitions(chunk: Hit) -> Iterator[_Found]:
     for match in pattern.finditer(chunk.text):
         answer = re.split(r"(?<=[.!?])\s", match["text"])[0].rstrip(".")
         term = match["term"].strip()
-        if len(answer.split()) <= _MAX_ANSWER_WORDS and not term.endswith("?"):
+        # "**Place.** Net Loft" heads a note; a definition says what kind of thing it is.
+        defines = re.match(r"(?:An?|The|One|Any|Every|All|Words?|Someone|Anything)\b", answer)
+        if defines and len(answer.split()) <= _MAX_ANSWER_WORDS and not term.endswith("?"):
             yield _Found("definition list", f"What is meant by “{term}”?", answer)
 
 

@@ -94,6 +94,7 @@ def test_question_headings_are_answered_by_their_first_sentence() -> None:
         "If the tide turns, the boat is a risk.",
         "```\nx is a variable.\n```",
         "- Item is a thing.",
+        "**Place.** Net Loft, board room",
         "",
     ],
 )

@@ -250,19 +250,24 @@ class Chunker:
             yield run, size
 
     def _cut_anywhere(self, text: str, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """Cut one overlong word: halves until each part fits."""
-        pending = [(start, end)]
-        while pending:
-            a, b = pending.pop()
-            if b - a > _WINDOW_CHARS:
-                middle = a + _WINDOW_CHARS
-            else:
-                tokens = self._count(text, [(a, b)])[0]
-                if tokens <= self._settings.max_tokens or b - a == 1:
-                    yield a, b, tokens
-                    continue
-                middle = (a + b) // 2
-            pending += [(middle, b), (a, middle)]
+        """Cut one overlong word into even parts, each within the limit."""
+        for window in range(start, end, _WINDOW_CHARS):
+            pending = [(window, min(end, window + _WINDOW_CHARS))]
+            while pending:
+                counts = self._count(text, pending)
+                later = []
+                for (a, b), tokens in zip(pending, counts, strict=True):
+                    if tokens <= self._settings.max_tokens or b - a == 1:
+                        later.append([(a, b, tokens)])
+                        continue
+                    parts = math.ceil(1.1 * tokens / self._settings.max_tokens)
+                    step = max(1, (b - a) // parts)
+                    later.append([(p, min(b, p + step), -1) for p in range(a, b, step)])
+                flat = [span for spans in later for span in spans]
+                if all(tokens >= 0 for _, _, tokens in flat):
+                    yield from flat
+                    break
+                pending = [(a, b) for a, b, _ in flat]
 
     def _count(self, text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
         """Tokens of each span; overlong ones are counted in windows, which can only add."""

@@ -15,6 +15,7 @@ from rag_fti.features.loading.formats import Format, format_of_bytes
 from rag_fti.features.loading.parsed import Limits, Parsed
 
 _HEAD_BYTES = 4096
+_FRONT_MATTER_CHARS = 10_000
 _FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 
 
@@ -56,12 +57,14 @@ def _parse_text(data: bytes, limits: Limits, media_type: str) -> Parsed:
 
 
 def _front_matter_title(front: str) -> str:
+    if len(front) > _FRONT_MATTER_CHARS:
+        return ""
     try:
         values = yaml.safe_load(front)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return ""  # not front matter after all
     title = values.get("title") if isinstance(values, dict) else None
-    return str(title) if title else ""
+    return str(title) if isinstance(title, str | int | float) else ""
 
 
 PARSERS: dict[str, Callable[[bytes, Limits, str], Parsed]] = {

@@ -279,7 +279,8 @@ def _death(code: int | None) -> str:
 def _serve(connection: Connection, limits: Limits) -> None:
     """What a worker process does until its parent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    with contextlib.suppress(ValueError, OSError):  # some systems have no such limit
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     logging.disable(logging.CRITICAL)
     from rag_fti.features.loading import parsing
 

@@ -106,6 +106,10 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     yield "deep.rtf", b"{\\rtf1" + b"{" * depth
     yield "fences.md", b"```\n" * 50_000
     yield "hashes.md", b"#" * 500_000
+    anchors = "a0: &a0 [x, x]\n" + "".join(
+        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30)
+    )
+    yield "anchors.md", f"---\n{anchors}title: *a29\n---\n".encode()
     yield "brackets.md", b"# " + b"[" * 50_000 + b"\n"
     yield "cells.csv", b'"' * 300_001
 

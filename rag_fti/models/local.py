@@ -6,6 +6,7 @@ import contextlib
 import logging
 import queue
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -324,11 +325,14 @@ def load_local_generator(
     """
     picked = pick_device(device)
     tokenizer = load_tokenizer(_tokenizer_location(location, adapter))
-    model = load_causal_lm(
-        location, device=picked, dtype=pick_dtype(dtype, picked), adapter=adapter
-    )
-    if adapter is not None:
-        model = model.merge_and_unload().eval()
+    with warnings.catch_warnings():
+        # peft reads a property that transformers has renamed; nothing a reader could do about.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        model = load_causal_lm(
+            location, device=picked, dtype=pick_dtype(dtype, picked), adapter=adapter
+        )
+        if adapter is not None:
+            model = model.merge_and_unload().eval()
     return LocalGenerator(
         model=model, tokenizer=tokenizer, name=name, max_batch=max_batch, threads=threads
     )

@@ -18,6 +18,7 @@ from serving.exchange import EventStream, Exchange
 from serving.filters import explained
 from serving.routes.responses import errors
 from serving.services import Services
+from serving.tracing import span
 from serving.wire import ChatRequest, chunk, usage
 
 router = APIRouter()
@@ -75,7 +76,11 @@ def answer_items(
         stop=body.stops,
         seed=body.seed,
     )
-    with services.pool.lease(body.model) as engine, explained(services, body.filter):
+    with (
+        services.pool.lease(body.model) as engine,
+        explained(services, body.filter),
+        span("chat", {"gen_ai.request.model": body.model, "rag_fti.id": identifier}) as traced,
+    ):
         yield engine.model
         for item in engine.stream(
             last.plain(),
@@ -92,7 +97,23 @@ def answer_items(
             if isinstance(item, Answer):
                 # Also when the client has left: what was computed is logged.
                 record(item, body, principal, services, collections)
+                traced.set_attributes(attributes_of(item))
             yield item
+
+
+def attributes_of(answer: Answer) -> dict[str, str | bool | int | float]:
+    """What a trace says about an answer; no texts."""
+    return {
+        "gen_ai.response.model": answer.model,
+        "gen_ai.usage.input_tokens": answer.prompt_tokens,
+        "gen_ai.usage.output_tokens": answer.completion_tokens,
+        "rag_fti.snapshot": answer.snapshot,
+        "rag_fti.abstained": answer.abstained,
+        "rag_fti.passages": len(answer.hits),
+        "rag_fti.citations": len(answer.citations),
+        "rag_fti.retrieval_seconds": answer.retrieval_seconds,
+        "rag_fti.generation_seconds": answer.generation_seconds,
+    }
 
 
 def record(

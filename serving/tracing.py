@@ -1,0 +1,45 @@
+"""OpenTelemetry traces, where it is installed and set up; else nothing happens.
+
+Only the API is used: an exporter is configured from outside, for example by starting the server
+under ``opentelemetry-instrument``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+Value = str | bool | int | float
+
+
+class Span(Protocol):
+    """The part of a span that is used here."""
+
+    def set_attributes(self, attributes: Mapping[str, Value]) -> Any:
+        """Add what was found out while the span ran."""
+        ...
+
+
+class _NoSpan:
+    def set_attributes(self, attributes: Mapping[str, Value]) -> None:
+        """Ignore."""
+
+
+@contextmanager
+def span(name: str, attributes: Mapping[str, Value]) -> Iterator[Span]:
+    """A span around a ``with`` block.
+
+    Args:
+        name: What is done.
+        attributes: What is known at its start.
+    """
+    if importlib.util.find_spec("opentelemetry") is None:
+        yield _NoSpan()
+        return
+    from opentelemetry import trace
+
+    tracer = trace.get_tracer("rag-fti")
+    with tracer.start_as_current_span(name, attributes=dict(attributes)) as current:
+        yield current

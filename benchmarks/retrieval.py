@@ -172,9 +172,7 @@ def score(collection: Collection, retriever: Retriever, mode: Any) -> dict[str, 
             hit = len(set(ranked[:10]) & set(grades)) / len(grades)
             rows.append((ndcg(ranked, grades), hit))
         keys = ("ndcg@10", "recall@10")
-    means = {k: round(sum(row[n] for row in rows) / len(rows), 4) for n, k in enumerate(keys)}
-    seconds = sorted(result.seconds for result in found)
-    return {**means, "p50_ms": round(1000 * seconds[len(seconds) // 2], 1)}
+    return {k: round(sum(row[n] for row in rows) / len(rows), 4) for n, k in enumerate(keys)}
 
 
 def build(name: str, collection: Collection, work: Path, overrides: Sequence[str]) -> Retriever:

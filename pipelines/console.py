@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -69,6 +70,8 @@ def set_up_logging() -> None:
     logging.basicConfig(
         level=level, handlers=[RichHandler(console=stderr, show_path=False)], format="%(message)s"
     )
+    # Renames that model libraries announce concern this code, not the person who runs it.
+    warnings.filterwarnings("ignore", category=FutureWarning)
     # Model libraries talk a lot; their progress bars would tear ours.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -15,8 +15,9 @@ class RetrievalConfig(Section):
 
     mode: Literal["hybrid", "vector", "text"] = "hybrid"
     """Vector search, full text (BM25), or both fused."""
-    k: Annotated[int, Field(ge=1, le=1000)] = 5
-    """Passages handed on."""
+    k: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Passages handed on. The embedded model reads few passages best; larger models gain from
+    5 to 10."""
     candidates: Annotated[int, Field(ge=1, le=10_000)] = 50
     """Hits taken from each search before fusion."""
     fusion: Literal["convex", "rrf"] = "convex"

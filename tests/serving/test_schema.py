@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,7 @@ CHECKS = (
 
 
 @pytest.mark.slow
-def test_generated_requests_get_declared_answers(start: Start) -> None:
+def test_generated_requests_get_declared_answers(start: Start, tmp_path: Path) -> None:
     program = os.environ.get("RAG_FTI_SCHEMATHESIS") or shutil.which("schemathesis")
     if program is None:
         pytest.skip("schemathesis is not installed: pip install schemathesis")
@@ -30,6 +31,7 @@ def test_generated_requests_get_declared_answers(start: Start) -> None:
         capture_output=True,
         text=True,
         check=False,
+        cwd=tmp_path,
     )
     assert made.returncode == 0, made.stdout[-4000:]
 

@@ -186,6 +186,25 @@ def evaluate(
     return scores
 
 
+def sweep(model: Any, tokenizer: Any, sets: dict[str, list[Question]]) -> list[dict[str, float]]:
+    """Abstention at each threshold: right where there is no answer, wrong where there is one."""
+    right: list[float] = []
+    wrong: list[float] = []
+    for questions in sets.values():
+        for question, reply in zip(questions, reply_all(model, tokenizer, questions), strict=True):
+            (wrong if question.answers else right).append(reply.abstain_probability)
+    rows = []
+    for threshold in (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8):
+        rows.append(
+            {
+                "threshold": threshold,
+                "abstained": sum(p >= threshold for p in right) / max(1, len(right)),
+                "false": sum(p >= threshold for p in wrong) / max(1, len(wrong)),
+            }
+        )
+    return rows
+
+
 def speed(model: Any, tokenizer: Any, questions: Sequence[Question]) -> dict[str, float]:
     """Seconds to the first token and tokens per second after it, one request at a time."""
     first, later, count = 0.0, 0.0, 0
@@ -216,7 +235,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="at most so many questions of a kind")
     parser.add_argument("--kinds", nargs="*", help="only these kinds")
     parser.add_argument("--threshold", type=float, default=2.0, help="abstain from here")
-    parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--speed", action="store_true", help="time single requests instead")
+    parser.add_argument("--sweep", action="store_true", help="abstention by threshold instead")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -228,6 +248,12 @@ def main() -> None:
     sets = dev(options.dev_file) if options.dev else xquad(data_root())
     if options.kinds:
         sets = {name: questions for name, questions in sets.items() if name in options.kinds}
+    if options.sweep:
+        if options.limit:
+            sets = {name: questions[: options.limit] for name, questions in sets.items()}
+        for row in sweep(model, tokenizer, sets):
+            print(" ".join(f"{k}={v:.3f}" for k, v in row.items()))
+        return
     if options.speed:
         for name, questions in sets.items():
             print(name, json.dumps(speed(model, tokenizer, questions[:20])))

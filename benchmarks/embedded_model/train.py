@@ -29,16 +29,16 @@ from rag_fti.models.reader import ReaderForCausalLM, register
 
 MIX = {
     # kind: (share at the start, share at the end)
-    "qamr": (0.22, 0.27),
-    "multi": (0.12, 0.22),
-    "absent": (0.10, 0.15),
-    "policy": (0.07, 0.08),
-    "covid": (0.04, 0.05),
-    "cloze": (0.27, 0.09),
-    "recurring": (0.13, 0.04),
-    "question": (0.05, 0.10),
+    "qamr": (0.30, 0.30),
+    "multi": (0.16, 0.22),
+    "absent": (0.13, 0.14),
+    "policy": (0.08, 0.08),
+    "covid": (0.05, 0.05),
+    "cloze": (0.15, 0.08),
+    "recurring": (0.07, 0.03),
+    "question": (0.06, 0.10),
 }
-CHUNK = 1024
+CHUNK = 512
 
 
 @dataclasses.dataclass
@@ -56,13 +56,20 @@ class Progress:
 class Pool:
     """The tokenized examples, drawn kind by kind without repetition until all were seen."""
 
-    def __init__(self, path: Path, seed: int) -> None:
+    def __init__(self, path: Path, seed: int, *, favoured_length: int = 0) -> None:
         data = np.load(path)
         self.ids, self.copies = data["ids"], data["copies"]
         self.lengths, self.prompts, self.kinds = data["lengths"], data["prompts"], data["kinds"]
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self.copy_starts = np.concatenate([[0], np.cumsum(self.lengths - self.prompts)])
-        self.members = {name: np.flatnonzero(self.kinds == i) for i, name in enumerate(KINDS)}
+        kept = np.ones(len(self.lengths), dtype=bool)
+        if favoured_length:
+            # Longer examples are kept less often, so that a token budget buys more questions.
+            chance = np.random.default_rng(seed).random(len(kept))
+            kept = chance < favoured_length / self.lengths
+        self.members = {
+            name: np.flatnonzero(kept & (self.kinds == i)) for i, name in enumerate(KINDS)
+        }
         self.seed = seed
         self.orders: dict[tuple[str, int], np.ndarray] = {}
 
@@ -198,12 +205,15 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     else:
         model = build_model(build_config(tokenizer), seed=options.seed)
     model.to(device).train()
-    pool = Pool(options.data / "pool.npz", options.seed)
+    pool = Pool(options.data / "pool.npz", options.seed, favoured_length=options.favoured_length)
     sets = dev(options.data / "dev.jsonl")
     groups = parameter_groups(model, options.rate, options.head_rate)
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
     out: Path = options.out
+    peaks = [group["peak"] for group in groups]
     progress = restore(out, model, optimizer, device)
+    for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+        group["peak"] = peak  # the command line's, not the checkpoint's
     budget = options.minutes * 60
     tokenizer.save_pretrained(out / "model")
     losses: list[float] = []
@@ -251,7 +261,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=75.0)
     parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--head-rate", type=float, default=4e-4)
-    parser.add_argument("--tokens", type=int, default=3072, help="padded tokens in a batch")
+    parser.add_argument("--tokens", type=int, default=2048, help="padded tokens in a batch")
+    parser.add_argument(
+        "--favoured-length", type=int, default=70, help="keep longer examples less often; 0: all"
+    )
     parser.add_argument("--eval-minutes", type=float, default=14.0)
     parser.add_argument("--eval-limit", type=int, default=50)
     parser.add_argument("--device", default="cpu")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rag_fti import contracts
 from rag_fti.config import Settings
 from rag_fti.contracts import Check, Contract, ContractRun
-from rag_fti.errors import DatasetError, RegistryError
+from rag_fti.errors import DatasetError, IncompatibleArtifact, RegistryError
 from rag_fti.progress import Progress, Silent
 from rag_fti.registry import ModelVersion, Registry
 
@@ -176,6 +176,9 @@ def run(
     if champion is not None and champion.ref != challenger.ref:
         models[CHAMPION] = champion.ref
     outcomes = _answer(settings, models, items, store, embedder, progress)
+    rival = champion.ref if champion is not None else "none"
+    if CHAMPION in models and CHAMPION not in outcomes:
+        rival += ", which cannot be loaded with this base model, store and settings"
     if champion is not None and champion.ref == challenger.ref:
         outcomes[CHAMPION] = outcomes[CHALLENGER]
     contract.hold({"same_questions": _same_questions(outcomes)})
@@ -186,7 +189,7 @@ def run(
     verdict = _sentence(
         verdicts, challenger, promote=promote, dry_run=dry_run, wanted=config.promote
     )
-    path = _write(settings, run_id, challenger, champion, items, verdicts, judged, verdict)
+    path = _write(settings, run_id, challenger, rival, items, verdicts, judged, verdict)
     if promote:
         registry.set_alias(
             challenger.name, CHAMPION, challenger.version, why=verdict, report=str(path)
@@ -369,7 +372,14 @@ def _answer(
     embedder = embedder or build_embedder(settings.embedder)
     outcomes = {}
     for name, reference in models.items():
-        engine = build_engine(settings, store=store, embedder=embedder, model_ref=reference)
+        try:
+            engine = build_engine(settings, store=store, embedder=embedder, model_ref=reference)
+        except IncompatibleArtifact as error:
+            if name != CHAMPION:
+                raise
+            # What cannot be served any more is no rival; the report says so.
+            progress.note(f"the champion {reference} cannot be loaded: {error}")
+            continue
         try:
             outcomes[name] = _ask_all(settings, engine, items, f"{name} answering", progress)
         finally:
@@ -434,7 +444,7 @@ def _write(
     settings: Settings,
     run_id: str,
     challenger: ModelVersion,
-    champion: ModelVersion | None,
+    rival: str,
     items: Sequence[_Item],
     verdicts: _Verdict,
     judged: Mapping[str, Sequence[Judged]],
@@ -457,7 +467,7 @@ def _write(
         facts={
             "run": run_id,
             "version": challenger.ref,
-            "champion before": champion.ref if champion else "none",
+            "champion before": rival,
             "base model": (challenger.manifest.get("base_model") or {}).get("reference", ""),
             "questions": len(items),
             "bootstrap samples": settings.evaluation.bootstrap_samples,

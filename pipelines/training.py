@@ -176,6 +176,9 @@ def run(
     registry = Registry.open(settings.storage.registry_uri)
     _require(contract, dataset, load_tokenizer(base.location).chat_template)
     if reuse and (known := _same_run(registry, config.model_name, work.name)):
+        if "challenger" not in registry.aliases(config.model_name):
+            # Published, and killed before the alias moved.
+            _challenge(registry, known, dataset, run_id, report_path)
         report = contract.finish({"too_long_share": 0.0})
         metrics = dict(known.manifest["metrics"])
         return TrainingSummary(
@@ -237,16 +240,27 @@ def run(
         save_merged(result.model, result.tokenizer, staged / "merged")
     manifest = {**_manifest(settings, dataset, base, result), "run": work.name, "run_id": run_id}
     version = registry.publish(config.model_name, staged, manifest)
+    _challenge(registry, version, dataset, run_id, report_path)
+    # Nothing is left to resume.
+    shutil.rmtree(work)
+    return _summary(
+        run_id, settings, version.version, dataset, result, report, report_path, str(version.path)
+    )
+
+
+def _challenge(
+    registry: Registry,
+    version: ModelVersion,
+    dataset: DatasetVersion,
+    run_id: str,
+    report_path: Path,
+) -> None:
     registry.set_alias(
-        config.model_name,
+        version.name,
         "challenger",
         version.version,
         why=f"trained on {dataset.ref} by {run_id}",
         report=str(report_path),
-    )
-    shutil.rmtree(staged)
-    return _summary(
-        run_id, settings, version.version, dataset, result, report, report_path, str(version.path)
     )
 
 

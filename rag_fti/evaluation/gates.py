@@ -83,7 +83,7 @@ def check_gate(
             next_step=f"Intervals exist for: {', '.join(PER_QUESTION)}.",
         )
     if gate.against != "value" and not scores.get(gate.against):
-        return GateResult(gate.name, True, None, threshold, f"there is no {gate.against} yet")
+        return GateResult(gate.name, True, None, threshold, f"no {gate.against} to compare with")
     value = _value(gate, scores, judged, samples=samples, seed=seed)
     if value is None:
         return GateResult(gate.name, True, None, threshold, "nothing to measure")

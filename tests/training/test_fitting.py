@@ -184,6 +184,7 @@ def test_what_counts_as_out_of_memory() -> None:
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
+@pytest.mark.slow
 def test_gradients_add_up_the_same_in_small_steps(tiny_llama: Path, tmp_path: Path) -> None:
     whole = train(tiny_llama, tmp_path / "a", packing=False, evaluations_per_epoch=0)
     parts = train(
@@ -197,9 +198,9 @@ def test_gradients_add_up_the_same_in_small_steps(tiny_llama: Path, tmp_path: Pa
     "lora",
     [
         LoraOptions(rank=4, dora=True),
-        LoraOptions(rank=4, rslora=True),
         LoraOptions(rank=4, last_layers=1),
-        LoraOptions(rank=4, targets=("q_proj", "v_proj")),
+        pytest.param(LoraOptions(rank=4, rslora=True), marks=pytest.mark.slow),
+        pytest.param(LoraOptions(rank=4, targets=("q_proj", "v_proj")), marks=pytest.mark.slow),
     ],
 )
 def test_adapter_variants_train(tiny_llama: Path, tmp_path: Path, lora: LoraOptions) -> None:

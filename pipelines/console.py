@@ -46,7 +46,7 @@ class TerminalProgress:
 
     def note(self, message: str) -> None:
         """Print one line above the bars."""
-        self._bars.console.print(message, markup=False)
+        self._bars.console.print(message, markup=False, soft_wrap=True)
 
 
 @contextmanager

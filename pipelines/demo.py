@@ -43,8 +43,10 @@ class Summary:
 
     @property
     def ok(self) -> bool:
-        """Whether every pipeline kept its contract and every question got an answer."""
-        return all(p["contract"]["ok"] for p in self.pipelines.values()) and bool(self.questions)
+        """Whether every pipeline kept its contract, no document failed, every question was
+        answered."""
+        kept = all(p["contract"]["ok"] for p in self.pipelines.values())
+        return kept and not self.pipelines["ingest"]["failures"] and bool(self.questions)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -244,7 +246,8 @@ def describe_ingest(summary: Mapping[str, Any]) -> str:
     documents, chunks = summary["documents"], summary["chunks"]
     return (
         f"{documents['added']} documents added, {documents['updated']} updated, "
-        f"{documents['unchanged']} unchanged; {chunks['total']} chunks; "
+        f"{documents['unchanged']} unchanged, {documents['failed']} failed; "
+        f"{chunks['total']} chunks; "
         f"snapshot {summary['snapshot']}; {summary['seconds']:.1f} s"
     )
 

@@ -43,8 +43,7 @@ class Summary:
 
     @property
     def ok(self) -> bool:
-        """Whether every pipeline kept its contract, no document failed, every question was
-        answered."""
+        """Whether all contracts were kept, no document failed and questions were answered."""
         kept = all(p["contract"]["ok"] for p in self.pipelines.values())
         return kept and not self.pipelines["ingest"]["failures"] and bool(self.questions)
 

@@ -51,7 +51,7 @@ class DatasetConfig(Section):
     passages: Annotated[int, Field(ge=0, le=50)] = 0
     """Passages in each example's context; 0 takes ``retrieval.k``, as serving does (the packer may
     keep fewer)."""
-    unanswerable_share: Annotated[float, Field(ge=0, le=0.9)] = 0.2
+    unanswerable_share: Annotated[float, Field(ge=0, le=0.9)] = 0.1
     """Share of examples whose context lacks the supporting chunk."""
     questions_per_chunk: Annotated[int, Field(ge=1, le=50)] = 4
     """Most generated questions per chunk."""

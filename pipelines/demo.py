@@ -32,8 +32,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 SAMPLE = Path("data/sample")
 SERVER_START_SECONDS = 120.0
 SHOWN = ("q101", "q154", "q066")
-"""Held-out questions that are asked at the end, picked to show a duration, a date and an abstention.
-They flatter the model: the scores over all held-out questions are the ones that count."""
+"""Held-out questions asked at the end, picked to show a duration, a date and an abstention. They
+flatter the model: the scores over all held-out questions are the ones that count."""
 
 
 @dataclass(frozen=True)

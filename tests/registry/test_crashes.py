@@ -17,6 +17,13 @@ import pytest
 from rag_fti.errors import ModelNotFound
 from rag_fti.registry import Registry
 
+# The forked children touch the registry alone; other tests of the run may have loaded lance or
+# started threads.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:lance is not fork-safe:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*use of fork.*:DeprecationWarning"),
+]
+
 INTERLEAVINGS = 200
 OPERATIONS = 8
 CRASHED = 86

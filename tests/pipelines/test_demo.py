@@ -42,7 +42,7 @@ def test_a_killed_demo_goes_on_and_finishes(tmp_path: Path) -> None:
         process = start(tmp_path)
         time.sleep(seconds)
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
     summary = finish(start(tmp_path))
     assert summary["ok"]
     assert set(summary["pipelines"]) == {

@@ -150,7 +150,6 @@ def fill(
                 "raw_digest": ids.digest_text(text),
                 "chunker_digest": chunker_digest,
                 "chunk_count": len(spans),
-                "near_duplicate_group": document_id,
                 "metadata": "{}",
                 "ingested_at": now,
                 "run_id": "test",

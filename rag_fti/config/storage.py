@@ -18,9 +18,11 @@ class StorageConfig(Section):
     """LanceDB URI: a directory or an object-store URI (``s3://…``, ``gs://…``, ``az://…``).
     Empty: ``<root>/features``."""
     datasets: str = ""
-    """Directory of instruction datasets; object-store URIs are refused so far. Empty: ``<root>/datasets``."""
+    """Directory of instruction datasets; object-store URIs are refused so far. Empty:
+    ``<root>/datasets``."""
     registry: str = ""
-    """Directory of the model registry; object-store URIs are refused so far. Empty: ``<root>/registry``."""
+    """Directory of the model registry; object-store URIs are refused so far. Empty:
+    ``<root>/registry``."""
     options: dict[str, str] = Field(default_factory=dict)
     """Object-store options handed to LanceDB (region, endpoint…). Put secrets into the
     environment instead."""

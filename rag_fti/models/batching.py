@@ -29,6 +29,8 @@ class Job:
     )
     abstain_probability: float | None = None
     cancelled: bool = False
+    delivered: bool = False
+    """Whether the reader has got its last item."""
 
     @property
     def done(self) -> bool:
@@ -36,28 +38,43 @@ class Job:
         return self.cancelled or bool(self.continuation.finish_reason)
 
     def take(self, token: int | None) -> None:
-        """Take one generated token (None before the first), pass on its text, deliver when done."""
-        if self.cancellation.cancelled:
-            self.cancelled = True
-        elif token is not None:
-            piece = self.continuation.add(token)
-            if piece and self.streaming:
-                self.outputs.put(piece)
-        if self.done:
-            self.finish()
+        """Take one generated token (None before the first), pass on its text, deliver when done.
+
+        What goes wrong with one row's text is delivered to its reader; the batch goes on.
+        """
+        try:
+            if self.cancellation.cancelled:
+                self.cancelled = True
+            elif token is not None:
+                piece = self.continuation.add(token)
+                if piece and self.streaming:
+                    self.outputs.put(piece)
+            if self.done:
+                self.finish()
+        except Exception as error:  # handed to the reader, whatever it is
+            self.fail(error)
 
     def finish(self) -> None:
         """Deliver the finished generation."""
         reason = self.continuation.finish_reason or ("cancelled" if self.cancelled else "length")
-        self.outputs.put(
-            Generation(
-                text=self.continuation.text(),
-                prompt_tokens=len(self.prompt),
-                completion_tokens=self.continuation.tokens,
-                finish_reason=reason,
-                abstain_probability=self.abstain_probability,
-            )
+        made = Generation(
+            text=self.continuation.text(),
+            prompt_tokens=len(self.prompt),
+            completion_tokens=self.continuation.tokens,
+            finish_reason=reason,
+            abstain_probability=self.abstain_probability,
         )
+        self._deliver(made)
+
+    def fail(self, error: BaseException) -> None:
+        """Deliver an error, unless the generation was delivered before it."""
+        self.cancelled = True
+        if not self.delivered:
+            self._deliver(error)
+
+    def _deliver(self, last: Generation | BaseException) -> None:
+        self.delivered = True
+        self.outputs.put(last)
 
 
 class RowSampler(LogitsProcessor):  # type: ignore[misc]

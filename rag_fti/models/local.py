@@ -261,11 +261,10 @@ class LocalGenerator:
         self.running = len(jobs)
         try:
             compute()
-        except (RuntimeError, ValueError, IndexError, TypeError, MemoryError) as error:
+        except BaseException as error:  # handed to the callers, whatever it is: they wait for it
             logger.exception("generation failed")
             for job in jobs:
-                if not job.done:
-                    job.outputs.put(error)
+                job.fail(error)
             return False
         finally:
             self.running = 0

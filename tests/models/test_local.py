@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,64 @@ def test_a_failing_model_fails_every_caller_and_the_worker_lives(
         generator.generate([request("a"), request("b")])
     broken.fail = False
     assert generator.generate([request("a", max_tokens=2)])[0].completion_tokens <= 2
+    generator.close()
+
+
+def within(seconds: float, work: Any) -> Any:
+    """The result of ``work``, which must not hang."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(work).result(seconds)
+
+
+@pytest.mark.parametrize("error", [KeyError("key"), SystemError("panic"), BaseException("worse")])
+def test_no_error_of_the_model_can_end_the_worker(
+    parts: tuple[Any, Any], error: BaseException
+) -> None:
+    model, tokenizer = parts
+
+    class Broken(torch.nn.Module):
+        config = model.config
+        generation_config = model.generation_config
+        device = model.device
+
+        def generate(self, **_: Any) -> Any:
+            raise error
+
+    generator = LocalGenerator(model=Broken(), tokenizer=tokenizer, name="broken")
+    for _ in range(2):
+        with pytest.raises(InferenceError, match=type(error).__name__):
+            within(10, lambda: generator.generate([request("a")]))
+    generator.close()
+
+
+@pytest.mark.parametrize("continuous", [True, False])
+def test_a_row_that_cannot_be_read_fails_alone(parts: tuple[Any, Any], continuous: bool) -> None:
+    model, _ = parts
+    tokenizer = tiny_tokenizer()
+    generator = LocalGenerator(model=model, tokenizer=tokenizer, name="tiny", continuous=continuous)
+    texts = [f"question {n}" for n in range(12)]
+    whole = generator.generate([request(text, max_tokens=4) for text in texts])
+    decode = tokenizer.decode
+
+    def decoding(ids: Any, **options: Any) -> Any:
+        text = decode(ids, **options)
+        if text == whole[0].text:
+            raise LookupError("no such piece")
+        return text
+
+    tokenizer.decode = decoding
+
+    def ask(text: str) -> str:
+        try:
+            return within(10, lambda: generator.generate([request(text, max_tokens=4)]))[0].text
+        except InferenceError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(12) as threads:
+        answers = list(threads.map(ask, texts))
+    assert "no such piece" in answers[0]
+    read = [a for a in answers if "no such piece" not in a]
+    assert read and set(read) <= {before.text for before in whole}
     generator.close()
 
 

@@ -40,6 +40,7 @@ def ask_once(
     from rag_fti.feature_store import FeatureStore
     from rag_fti.inference import build_engine
     from rag_fti.inference.engine import require_documents
+    from rag_fti.inference.replay import asked
     from rag_fti.inference.request_log import RequestLog
 
     store = FeatureStore.open(settings.storage.features_uri, options=settings.storage.options)
@@ -56,7 +57,7 @@ def ask_once(
         log.record(
             answer,
             collections=collections,
-            settings={"route": "ask", "k": settings.retrieval.k, "where": where, "at": at},
+            settings={"route": "ask", **asked(settings, where=where, at=at)},
         )
         log.close()
     return answer.to_dict()

@@ -142,6 +142,8 @@ def _trace_answer(identifier: str, stores: Stores) -> dict[str, Any] | None:
         "answer": row["answer"],
         "abstained": row["abstained"],
         "snapshot": row["snapshot"],
+        "collections": row["collections"],
+        "settings": json.loads(row["settings"] or "{}"),
         "prompt_digest": row["prompt_digest"],
         "chunks": chunks,
         "model": _model_summary(row["model"], stores),

@@ -276,6 +276,8 @@ class Answer:
     retrieval_seconds: float
     generation_seconds: float
     finish_reason: str = "stop"
+    history: tuple[Mapping[str, str], ...] = ()
+    """Earlier ``{"role", "content"}`` turns that were taken into account, oldest first."""
 
     def to_dict(self) -> dict[str, Any]:
         """The promised keys of ``ask --json`` plus token usage."""

@@ -118,7 +118,7 @@ def replay(
     config: ConfigFiles = None,
     as_json: Json = False,
 ) -> None:
-    """Answer a logged question again with the same snapshot and model, and compare."""
+    """Answer a logged question again as it was asked, on its snapshot, and compare."""
 
     def work(_: object) -> dict[str, Any]:
         return answer_again(response_id, settings_from(config, overrides))
@@ -192,12 +192,12 @@ def describe_stores(settings: Settings) -> dict[str, Any]:
 
 
 def answer_again(response_id: str, settings: Settings) -> dict[str, Any]:
-    """Replay one logged answer.
+    """Replay one logged answer as it was asked, and compare.
 
     Raises:
-        RagFtiError: If the answer is not in the log.
+        RagFtiError: If the answer is not in the log or cannot be asked again.
     """
-    from rag_fti.inference import build_engine
+    from rag_fti.inference.replay import replay
     from rag_fti.lineage import trace
 
     stores = open_stores(settings)
@@ -207,21 +207,18 @@ def answer_again(response_id: str, settings: Settings) -> dict[str, Any]:
             f"{response_id!r} is a {record['kind']}, not an answer.",
             next_step="Replay takes the id of an answer, as printed by ask or the chat endpoint.",
         )
-    model = record["model"]["id"]
-    in_registry = record["model"]["manifest"] is not None
-    engine = build_engine(
-        settings, store=stores.features, model_ref=model if in_registry else "base"
-    )
-    answer = engine.answer(record["question"], at=record["snapshot"])
-    chunks = [chunk["chunk_id"] for chunk in record["chunks"]]
-    again = [hit.chunk_id for hit in answer.hits]
+    logged = {**record, "model": record["model"]["id"]}
+    again = replay(logged, settings=settings, store=stores.features)
+    then = [chunk["chunk_id"] for chunk in record["chunks"]]
+    now = [hit.chunk_id for hit in again.answer.hits]
     return {
         "id": response_id,
         "snapshot": record["snapshot"],
-        "model": {"then": model, "now": answer.model},
-        "chunks": {"then": chunks, "now": again},
-        "answer": {"then": record["answer"], "now": answer.answer},
-        "same": answer.answer == record["answer"] and chunks == again,
+        "model": {"then": logged["model"], "now": again.answer.model},
+        "chunks": {"then": then, "now": now},
+        "answer": {"then": record["answer"], "now": again.answer.answer},
+        "same": again.answer.answer == record["answer"] and then == now,
+        "notes": list(again.notes),
     }
 
 
@@ -285,11 +282,18 @@ def _shape(value: Any) -> str:
 
 def _render_replay(summary: Mapping[str, Any]) -> str:
     verdict = "the same answer" if summary["same"] else "a DIFFERENT answer"
-    return (
-        f"{summary['id']} at snapshot {summary['snapshot']}: {verdict}\n"
-        f"  then ({summary['model']['then']}): {summary['answer']['then']}\n"
-        f"  now  ({summary['model']['now']}): {summary['answer']['now']}"
-    )
+    passages = summary["chunks"]
+    lines = [
+        f"{summary['id']} at snapshot {summary['snapshot']}: {verdict}",
+        f"  then ({summary['model']['then']}): {summary['answer']['then']}",
+        f"  now  ({summary['model']['now']}): {summary['answer']['now']}",
+    ]
+    if passages["then"] != passages["now"]:
+        lines.append(
+            f"  passages then: {', '.join(passages['then']) or 'none'}; "
+            f"now: {', '.join(passages['now']) or 'none'}"
+        )
+    return "\n".join([*lines, *(f"  note: {note}" for note in summary["notes"])])
 
 
 def _render_json(summary: Mapping[str, Any]) -> str:

@@ -21,6 +21,8 @@ class Condensed:
     """Text for the prompt."""
     history: tuple[Message, ...]
     """Earlier turns that stay in the prompt."""
+    turns: tuple[Message, ...] = ()
+    """Earlier turns that were taken into account."""
 
 
 def condense(
@@ -42,14 +44,14 @@ def condense(
     turns = tuple(history)
     earlier = [turn["content"] for turn in turns if turn["role"] == "user"]
     if not earlier or mode == "off":
-        return Condensed(question, question, turns)
+        return Condensed(question, question, turns, turns)
     if mode == "previous":
-        return Condensed(f"{earlier[-1].strip()}\n{question}", question, turns)
+        return Condensed(f"{earlier[-1].strip()}\n{question}", question, turns, turns)
     request = GenerationRequest(
         messages=tuple(prompts.condense_messages(question, turns)), max_tokens=CONDENSED_TOKENS
     )
     rewritten = generator.generate([request])[0].text.strip() or question
-    return Condensed(rewritten, rewritten, ())
+    return Condensed(rewritten, rewritten, (), turns)
 
 
 def recent(

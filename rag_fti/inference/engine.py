@@ -50,6 +50,8 @@ class Prepared:
     """None where nothing was found, so that there is nothing to answer from."""
     prompt: str
     """Digest of the exact messages."""
+    history: tuple[Message, ...] = ()
+    """Earlier turns that were taken into account."""
 
 
 class Engine:
@@ -260,7 +262,7 @@ class Engine:
     def _prepare(
         self, question: str, condensed: Condensed, retrieved: Retrieved, sampling: Sampling
     ) -> Prepared:
-        prepared = Prepared(new_response_id(), question, retrieved, (), None, "")
+        prepared = Prepared(new_response_id(), question, retrieved, (), None, "", condensed.turns)
         if not retrieved.hits:
             return prepared
         generator = self.served.generator
@@ -309,6 +311,7 @@ class Engine:
             retrieval_seconds=prepared.retrieved.seconds,
             generation_seconds=seconds,
             finish_reason=made.finish_reason if made else "stop",
+            history=prepared.history,
         )
 
     def _settle(self, prepared: Prepared, made: Generation | None) -> Settled:

@@ -39,7 +39,8 @@ class RequestLog:
 
     Args:
         store: Where rows go.
-        redact: Leave question and answer texts out; their digests stay.
+        redact: Leave the texts of question, earlier turns and answer out; the question's digest
+            stays.
         sample: Share of requests that are logged, in [0, 1]; decided by the response id, so it
             is the same for a request wherever it is asked.
         flush_seconds: Longest time a row waits.
@@ -91,7 +92,7 @@ class RequestLog:
             answer: What was answered.
             key_id: Id of the API key, empty without keys.
             collections: Collections that were searched; None for all.
-            settings: Request settings, JSON-ready.
+            settings: Request settings, JSON-ready, as of :func:`rag_fti.inference.replay.asked`.
 
         Returns:
             Whether it was sampled.
@@ -203,6 +204,7 @@ def log_row(
     """An answer as a row of ``inference_log``."""
     extra = {
         **settings,
+        "history": [] if redact else [dict(turn) for turn in answer.history],
         "finish_reason": answer.finish_reason,
         "question_digest": hashlib.sha256(
             answer.question.encode("utf-8", errors="surrogatepass")

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from rag_fti.inference.engine import Sampling, new_response_id
+from rag_fti.inference.replay import asked
 from rag_fti.schemas import Answer
 from serving.access import Chatting, ServicesDep
 from serving.auth import Principal
@@ -69,13 +70,6 @@ def answer_items(
         if turn.role in ("user", "assistant") and turn.plain().strip()
     ]
     collections = principal.visible(body.collection)
-    sampling = Sampling(
-        max_tokens=body.max_completion_tokens or body.max_tokens,
-        temperature=body.temperature,
-        top_p=1.0 if body.top_p is None else body.top_p,
-        stop=body.stops,
-        seed=body.seed,
-    )
     with (
         services.pool.lease(body.model) as engine,
         explained(services, body.filter),
@@ -90,7 +84,7 @@ def answer_items(
             where=body.filter,
             collections=collections,
             at=body.at,
-            sampling=sampling,
+            sampling=sampling_of(body),
             cancellation=exchange.cancellation,
             response_id=identifier,
         ):
@@ -99,6 +93,17 @@ def answer_items(
                 record(item, body, principal, services, collections)
                 traced.set_attributes(attributes_of(item))
             yield item
+
+
+def sampling_of(body: ChatRequest) -> Sampling:
+    """How a request wants its answer decoded."""
+    return Sampling(
+        max_tokens=body.max_completion_tokens or body.max_tokens,
+        temperature=body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        stop=body.stops,
+        seed=body.seed,
+    )
 
 
 def attributes_of(answer: Answer) -> dict[str, str | bool | int | float]:
@@ -135,9 +140,13 @@ def record(
             "requested_model": body.model,
             "stream": body.stream,
             "turns": len(body.messages),
-            **body.model_dump(
-                include={"k", "mode", "filter", "at", "temperature", "top_p", "seed", "max_tokens"},
-                exclude_none=True,
+            **asked(
+                services.settings,
+                k=body.k,
+                mode=body.mode,
+                where=body.filter,
+                at=body.at,
+                sampling=sampling_of(body),
             ),
         },
     )

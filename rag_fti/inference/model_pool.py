@@ -89,9 +89,9 @@ class ModelPool:
         Raises:
             RagFtiError: If it cannot be used.
         """
-        self._switch(DEFAULT, self._resolve(DEFAULT))
-        with self.lease() as engine:
-            return engine.model
+        loaded = self._switch(DEFAULT, self._resolve(DEFAULT))
+        self._give_back(loaded)
+        return loaded.engine.model
 
     @contextmanager
     def lease(self, model: str = DEFAULT) -> Iterator[Engine]:
@@ -137,7 +137,7 @@ class ModelPool:
             if failure is not None and recent and failure.reference == wanted:
                 continue
             try:
-                self._switch(name, wanted)
+                self._give_back(self._switch(name, wanted))
             except RagFtiError as error:
                 self._fail(name, wanted, error)
 
@@ -219,14 +219,13 @@ class ModelPool:
     # Loading
 
     def _take(self, name: str) -> _Loaded:
-        while True:
-            with self._lock:
-                loaded = self._loaded.get(self._names.get(name, "\0"))
-                if loaded is not None:
-                    loaded.users += 1
-                    loaded.last_used = time.monotonic()
-                    return loaded
-            self._switch(name, self._resolve(name))
+        with self._lock:
+            loaded = self._loaded.get(self._names.get(name, "\0"))
+            if loaded is not None:
+                loaded.users += 1
+                loaded.last_used = time.monotonic()
+                return loaded
+        return self._switch(name, self._resolve(name))
 
     def _give_back(self, loaded: _Loaded) -> None:
         with self._lock:
@@ -235,11 +234,19 @@ class ModelPool:
         if finished:
             loaded.engine.served.close()
 
-    def _switch(self, name: str, reference: str) -> None:
+    def _switch(self, name: str, reference: str) -> _Loaded:
+        """Let a name mean a version, loading it where it is not.
+
+        Returns:
+            The version, taken: it is to be given back. So it stays for who asked for it even
+            where there is no room to keep it.
+        """
         with self._loading:
             with self._lock:
-                present = reference in self._loaded
-            if not present:
+                loaded = self._loaded.get(reference)
+                if loaded is not None:
+                    loaded.users += 1
+            if loaded is None:
                 started = time.monotonic()
                 served = self._opener(self._settings, self._opener_reference(name, reference))
                 try:
@@ -248,14 +255,18 @@ class ModelPool:
                     served.close()
                     raise
                 logger.info("%s is loaded (%.1f s)", engine.model, time.monotonic() - started)
-                with self._lock:
-                    self._loaded[reference] = _Loaded(engine)
+                loaded = _Loaded(engine, users=1)
             with self._lock:
+                # It may have been retired since it was looked up; being used, it is not closed.
+                self._loaded[reference] = loaded
+                loaded.retired = False
+                loaded.last_used = time.monotonic()
                 self._names[name] = reference
                 self._failures.pop(name, None)
                 unused = self._retire()
         for item in unused:
             item.engine.served.close()
+        return loaded
 
     def _forget(self, name: str) -> None:
         """Stop serving a name that means nothing any more."""

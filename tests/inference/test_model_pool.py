@@ -239,6 +239,50 @@ def test_swapping_under_load_never_answers_with_a_closed_or_wrong_model(
     assert sum(not made.closed for made in factory.opened) == 1
 
 
+def test_a_model_beyond_the_limit_answers_and_goes(
+    settings: Settings, store: FeatureStore, factory: Factory, publish: Callable[..., str]
+) -> None:
+    retriever = build_retriever(settings, store=store, embedder=HashEmbedder())
+    pool = ModelPool(settings, retriever=retriever, opener=factory, max_loaded=1)
+    publish(alias="champion")
+    publish()
+    pool.load_default()
+    answered: list[str] = []
+    thread = threading.Thread(
+        target=lambda: answered.append(model_of(pool, "assistant@2")), daemon=True
+    )
+    thread.start()
+    thread.join(10)
+    assert answered == ["assistant@2"]
+    assert [model.closed for model in factory.opened] == [False, True]
+    assert model_of(pool) == "assistant@1"
+
+
+def test_many_versions_in_little_room_all_get_their_turn(
+    pool: ModelPool, factory: Factory, publish: Callable[..., str]
+) -> None:
+    publish(alias="champion")
+    wanted = [publish() for _ in range(4)]
+    pool.load_default()
+    answered: list[tuple[str, str]] = []
+
+    def ask(name: str) -> None:
+        for _ in range(10):
+            with pool.lease(name) as engine:
+                assert not engine.served.generator.closed  # type: ignore[attr-defined]
+                answered.append((name, engine.model))
+
+    threads = [threading.Thread(target=ask, args=(name,), daemon=True) for name in wanted]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(answered) == 40
+    assert all(name == model for name, model in answered)
+    assert len(factory.opened) <= 41
+    assert sum(not model.closed for model in factory.opened) <= 2
+
+
 def test_open_model_checks_digests_base_weights_and_prompt_format(
     settings: Settings, registry: Registry, tmp_path: Path
 ) -> None:

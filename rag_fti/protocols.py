@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -119,10 +120,33 @@ class Cancellation:
     """A flag the caller raises when nobody waits for the answer any more."""
 
     _event: threading.Event = field(default_factory=threading.Event)
+    _callbacks: list[Callable[[], object]] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def cancel(self) -> None:
         """Ask the generator to stop at the next token."""
-        self._event.set()
+        with self._lock:
+            self._event.set()
+            while self._callbacks:
+                self._callbacks.pop()()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, at most until it is cancelled; whether it is."""
+        return self._event.wait(seconds)
+
+    @contextlib.contextmanager
+    def calling(self, callback: Callable[[], object]) -> Iterator[None]:
+        """Have a quick function called on :meth:`cancel`, never after the ``with`` block."""
+        with self._lock:
+            if self._event.is_set():
+                callback()
+            else:
+                self._callbacks.append(callback)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._callbacks = [kept for kept in self._callbacks if kept is not callback]
 
     @property
     def cancelled(self) -> bool:

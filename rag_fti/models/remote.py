@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,12 @@ _TOKENS_PER_MESSAGE = 8
 _CONNECT_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 20.0
 _SHOWN_CHARS = 300
+_POLL_SECONDS = 0.2
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+
+
+class _GivenUp(Exception):
+    """Nobody waits for the answer any more."""
 
 
 class CircuitBreaker:
@@ -166,19 +172,29 @@ class RemoteGenerator:
         said: list[str] = []
         reason = ""
         usage: Mapping[str, Any] = {}
-        with self._slots, self._open(body) as response, _mapped(self._base_url):
-            for event in _events(response):
-                if cancellation.cancelled:
-                    reason = "cancelled"
-                    break
-                usage = event.get("usage") or usage
-                for choice in event.get("choices") or []:
-                    piece = (choice.get("delta") or {}).get("content")
-                    reason = choice.get("finish_reason") or reason
-                    if piece:
-                        said.append(piece)
-                        yield piece
-        if not reason:
+        try:
+            with (
+                self._place(cancellation),
+                self._open(body, cancellation) as response,
+                cancellation.calling(lambda: _hang_up(response)),
+                _mapped(self._base_url),
+            ):
+                for event in _events(response):
+                    if cancellation.cancelled:
+                        break
+                    usage = event.get("usage") or usage
+                    for choice in event.get("choices") or []:
+                        piece = (choice.get("delta") or {}).get("content")
+                        reason = choice.get("finish_reason") or reason
+                        if piece:
+                            said.append(piece)
+                            yield piece
+        except (_GivenUp, InferenceError):
+            if not cancellation.cancelled:
+                raise
+        if cancellation.cancelled:
+            reason = reason or "cancelled"
+        elif not reason:
             raise InferenceError(f"{self._base_url} broke off in the middle of an answer.")
         yield self._generation(request, "".join(said), reason, usage)
 
@@ -188,7 +204,8 @@ class RemoteGenerator:
         self._client.close()
 
     def _generate(self, request: GenerationRequest) -> Generation:
-        with self._slots, self._open(self._body(request)) as response:
+        waiting = Cancellation()
+        with self._place(waiting), self._open(self._body(request), waiting) as response:
             with _mapped(self._base_url):
                 response.read()
             try:
@@ -230,10 +247,39 @@ class RemoteGenerator:
         return body
 
     @contextlib.contextmanager
-    def _open(self, body: Mapping[str, Any]) -> Iterator[httpx.Response]:
-        """A response whose status is good, its body not read; tries again where that helps."""
+    def _place(self, cancellation: Cancellation) -> Iterator[None]:
+        """One of the requests in flight.
+
+        Raises:
+            _GivenUp: If it was cancelled while it waited.
+        """
+        while not self._slots.acquire(timeout=_POLL_SECONDS):
+            if cancellation.cancelled:
+                raise _GivenUp
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+    @contextlib.contextmanager
+    def _open(
+        self, body: Mapping[str, Any], cancellation: Cancellation
+    ) -> Iterator[httpx.Response]:
+        """A response whose status is good, its body not read; tries again where that helps.
+
+        Raises:
+            _GivenUp: If it was cancelled before there was one.
+        """
+        request = self._client.build_request(
+            "POST",
+            f"{self._base_url}/chat/completions",
+            content=json.dumps(body).encode("ascii"),
+            headers={"Content-Type": "application/json"},
+        )
         tries = 0
         while True:
+            if cancellation.cancelled:
+                raise _GivenUp
             wait = self._breaker.wait_seconds()
             if wait:
                 raise InferenceError(
@@ -241,7 +287,7 @@ class RemoteGenerator:
                     f"{wait:.0f} s.",
                     next_step="Check the server named in generator.base_url.",
                 )
-            response, problem, pause = self._send(body)
+            response, problem, pause = self._send(request)
             if response is not None:
                 break
             tries += 1
@@ -251,27 +297,24 @@ class RemoteGenerator:
                     next_step="Check the server named in generator.base_url.",
                 )
             logger.warning("%s: %s; trying again", self._base_url, problem)
-            time.sleep(pause or min(0.25 * 2**tries, 5.0) * random.uniform(0.5, 1.0))
+            cancellation.wait(pause or min(0.25 * 2**tries, 5.0) * random.uniform(0.5, 1.0))
         try:
             yield response
         finally:
             response.close()
 
-    def _send(self, body: Mapping[str, Any]) -> tuple[httpx.Response | None, str, float]:
+    def _send(self, request: httpx.Request) -> tuple[httpx.Response | None, str, float]:
         """One try: a good response, or what went wrong and how long the server wants to rest."""
-        request = self._client.build_request(
-            "POST", f"{self._base_url}/chat/completions", json=body
-        )
         try:
             response = self._client.send(request, stream=True)
+            if response.status_code < 400:
+                self._breaker.succeeded()
+                return response, "", 0.0
+            with contextlib.closing(response):
+                text = response.read().decode("utf-8", errors="replace")
         except httpx.HTTPError as error:
             self._breaker.failed()
             return None, f"{type(error).__name__}: {error}", 0.0
-        if response.status_code < 400:
-            self._breaker.succeeded()
-            return response, "", 0.0
-        with contextlib.closing(response), _mapped(self._base_url):
-            text = response.read().decode("utf-8", errors="replace")
         problem = f"HTTP {response.status_code}: {text[:_SHOWN_CHARS]}"
         if response.status_code in _RETRIED:
             # A server that says "too many" works; only one that breaks counts as failing.
@@ -307,6 +350,15 @@ def _mapped(base_url: str) -> Iterator[None]:
         yield
     except httpx.HTTPError as error:
         raise InferenceError(f"{base_url} broke off: {type(error).__name__}: {error}.") from error
+
+
+def _hang_up(response: httpx.Response) -> None:
+    """End a response that another thread is reading, which gets an error at once."""
+    stream = response.extensions.get("network_stream")
+    connection = stream.get_extra_info("socket") if stream is not None else None
+    if connection is not None:
+        with contextlib.suppress(OSError):  # it was closed already
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:

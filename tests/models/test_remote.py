@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -56,6 +57,13 @@ class Upstream:
             return
         if step == "slow":
             time.sleep(1.0)
+        if step == "half an error":
+            handler.send_response(503)
+            handler.send_header("Content-Length", "1000")
+            handler.end_headers()
+            handler.wfile.write(b"the server is")
+            handler.close_connection = True
+            return
         words = ["The ", "answer", ".", " [1]"]
         usage = {"prompt_tokens": 11, "completion_tokens": 4}
         if not body.get("stream"):
@@ -84,6 +92,8 @@ class Upstream:
         for event in events:
             if step == "trickle":
                 time.sleep(0.1)
+            if step == "queue":
+                time.sleep(5)
             try:
                 handler.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
                 handler.wfile.flush()
@@ -195,6 +205,54 @@ def test_cancelling_closes_the_stream(upstream: Upstream, generator: RemoteGener
     assert isinstance(last, Generation)
     assert last.finish_reason == "cancelled"
     assert upstream.sent_pieces < 6
+
+
+def test_cancelling_does_not_wait_for_a_server_that_says_nothing(upstream: Upstream) -> None:
+    generator = RemoteGenerator(
+        base_url=upstream.url, model="big", timeout_seconds=4, concurrency=1
+    )
+    upstream.plan = ["queue"]
+    cancellations = [Cancellation(), Cancellation()]
+    with ThreadPoolExecutor(2) as threads:
+        # The first reads from a server that is silent, the second waits for its place.
+        asked = [
+            threads.submit(lambda c=c: list(generator.stream(ASKED, c))) for c in cancellations
+        ]
+        time.sleep(0.3)
+        started = time.monotonic()
+        for cancellation in reversed(cancellations):
+            cancellation.cancel()
+        made = [item.result()[-1] for item in asked]
+    assert time.monotonic() - started < 2
+    assert all(isinstance(m, Generation) and m.finish_reason == "cancelled" for m in made)
+    assert generator.generate([ASKED])[0].text == "The answer. [1]"
+    generator.close()
+
+
+def test_cancelling_ends_the_tries(upstream: Upstream) -> None:
+    generator = RemoteGenerator(base_url=upstream.url, model="big", retries=9)
+    upstream.plan = [(503, "busy", {"Retry-After": "20"})] * 9
+    cancellation = Cancellation()
+    threading.Timer(0.3, cancellation.cancel).start()
+    started = time.monotonic()
+    (last,) = generator.stream(ASKED, cancellation)
+    assert time.monotonic() - started < 5
+    assert isinstance(last, Generation)
+    assert last.finish_reason == "cancelled"
+    generator.close()
+
+
+def test_an_error_that_breaks_off_leaves_the_circuit_to_close_again(upstream: Upstream) -> None:
+    now = [0.0]
+    breaker = CircuitBreaker(threshold=1, cooldown_seconds=5, clock=lambda: now[0])
+    generator = RemoteGenerator(base_url=upstream.url, model="big", retries=0, breaker=breaker)
+    upstream.plan = [(500, "boom", {}), "half an error"]
+    for wait in (6.0, 12.0):
+        with pytest.raises(InferenceError):
+            generator.generate([ASKED])
+        now[0] = wait
+    assert generator.generate([ASKED])[0].text == "The answer. [1]"
+    generator.close()
 
 
 def test_a_dead_server_is_left_alone_for_a_while() -> None:

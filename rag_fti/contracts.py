@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -233,19 +233,44 @@ class ContractRun:
 
 
 def new_run_id(pipeline: str) -> str:
-    """A run id that sorts by time: ``<pipeline>-<UTC time>-<random>``."""
-    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-    return f"{pipeline}-{now}-{os.urandom(3).hex()}"
+    """A run id that sorts by time: ``<pipeline>-<UTC time in milliseconds>-<random>``."""
+    now = datetime.now(UTC)
+    milliseconds = now.microsecond // 1000
+    return f"{pipeline}-{now:%Y%m%dT%H%M%S}{milliseconds:03d}-{os.urandom(3).hex()}"
 
 
 def last_reports(directory: Path, pipelines: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The newest stored report of each pipeline, from ``directory/<pipeline>/*.json``."""
-    found: dict[str, dict[str, Any]] = {}
-    for pipeline in pipelines:
-        paths = sorted((directory / pipeline).glob("*.json"))
-        if paths:
-            found[pipeline] = json.loads(paths[-1].read_text(encoding="utf-8"))
-    return found
+    newest = {pipeline: next(_newest_first(directory / pipeline), None) for pipeline in pipelines}
+    return {pipeline: report for pipeline, report in newest.items() if report is not None}
+
+
+def last_verdict(directory: Path, contract: Contract) -> tuple[dict[str, Any] | None, int]:
+    """The newest stored report that says how the contract was kept.
+
+    A dry run, a run that found nothing to do and one that was killed end before the
+    postconditions; they say less than the whole run before them.
+
+    Args:
+        directory: Where reports are, under the pipeline's name.
+        contract: The declaration.
+
+    Returns:
+        The newest report of a run that failed or got as far as the postconditions (the newest
+        of all where no run did; None where there is none), and how many newer ones there are.
+    """
+    newest: dict[str, Any] | None = None
+    for newer, report in enumerate(_newest_first(directory / contract.pipeline)):
+        newest = newest or report
+        got_there = any(result["kind"] == "postcondition" for result in report["results"])
+        if got_there or not report["ok"] or not contract.postconditions:
+            return report, newer
+    return newest, 0
+
+
+def _newest_first(directory: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(directory.glob("*.json"), reverse=True):
+        yield json.loads(path.read_text(encoding="utf-8"))
 
 
 def _iso(seconds: float) -> str:

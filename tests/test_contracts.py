@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from rag_fti.contracts import (
     equals,
     is_true,
     last_reports,
+    last_verdict,
     new_run_id,
 )
 from rag_fti.errors import ContractViolation
@@ -87,3 +89,32 @@ def test_declaration_lists_every_promise() -> None:
 def test_run_ids_are_unique_and_sort_by_time() -> None:
     assert len({new_run_id("x") for _ in range(50)}) == 50
     assert new_run_id("x").startswith("x-20")
+    earlier = new_run_id("x")
+    time.sleep(0.005)
+    assert earlier < new_run_id("x")
+
+
+def test_the_verdict_is_that_of_the_last_whole_or_failed_run(tmp_path: Path) -> None:
+    def run(name: str) -> ContractRun:
+        return ContractRun(CONTRACT, run_id=name, report_path=tmp_path / "sample" / f"{name}.json")
+
+    def verdict() -> tuple[str, int]:
+        report, newer = last_verdict(tmp_path, CONTRACT)
+        return (report or {}).get("run_id", "none"), newer
+
+    assert verdict() == ("none", 0)
+    run("r1").require({"apples": 1})
+    assert verdict() == ("r1", 0)
+    whole = run("r2")
+    whole.require({"apples": 3})
+    whole.ensure({"juice": 1})
+    whole.finish({})
+    for name in ("r3", "r4"):
+        dry = run(name)
+        dry.require({"apples": 3})
+        dry.finish({})
+    assert verdict() == ("r2", 2)
+    with pytest.raises(ContractViolation):
+        run("r5").require({"apples": 0})
+    assert verdict() == ("r5", 0)
+    assert last_reports(tmp_path, ["sample"])["sample"]["run_id"] == "r5"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipelines.commands.options import ConfigFiles, Json, Overrides, run_command, settings_from
-from rag_fti.contracts import Contract, last_reports
+from rag_fti.contracts import Contract, last_reports, last_verdict
 from rag_fti.errors import ConfigError, RagFtiError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def contracts(
     config: ConfigFiles = None,
     as_json: Json = False,
 ) -> None:
-    """Show what each pipeline promises and how its last run kept it."""
+    """Show what each pipeline promises and how its last whole run kept it."""
 
     def work(_: object) -> dict[str, Any]:
         known = contracts_by_pipeline()
@@ -82,13 +82,11 @@ def contracts(
                 next_step=f"Choose one of: {', '.join(known)}.",
             )
         settings = settings_from(config, overrides)
-        reports = last_reports(settings.storage.reports, list(known))
-        chosen = [pipeline] if pipeline else list(known)
-        return {
-            "contracts": [
-                {**known[name].declaration(), "last_report": reports.get(name)} for name in chosen
-            ]
-        }
+        shown = []
+        for name in [pipeline] if pipeline else list(known):
+            report, newer = last_verdict(settings.storage.reports, known[name])
+            shown.append({**known[name].declaration(), "last_report": report, "newer_runs": newer})
+        return {"contracts": shown}
 
     run_command(work, as_json=as_json, render=render_contracts)
 
@@ -260,8 +258,13 @@ def render_contracts(summary: Mapping[str, Any]) -> str:
     for contract in summary["contracts"]:
         report = contract["last_report"]
         results = {r["name"]: r for r in report["results"]} if report else {}
-        when = f"last run {report['finished_at']}" if report else "never run here"
+        when = f"run of {report['finished_at']}" if report else "never run here"
         lines += [f"{contract['pipeline']}: {contract['purpose']} ({when})"]
+        if contract["newer_runs"]:
+            lines += [
+                f"  {contract['newer_runs']} newer run(s) ended before the postconditions: dry "
+                "runs, nothing to do, or stopped"
+            ]
         lines += [f"  in   {name}: {_shape(value)}" for name, value in contract["inputs"].items()]
         lines += [f"  out  {name}: {_shape(value)}" for name, value in contract["outputs"].items()]
         for kind in ("precondition", "invariant", "postcondition", "service_level"):

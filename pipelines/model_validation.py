@@ -153,6 +153,7 @@ def run(
         ContractViolation: If a check fails.
         IncompatibleArtifact: If version, store and settings do not fit together.
     """
+    from rag_fti.evaluation.reporting import differences_to_dict
     from rag_fti.feature_store import FeatureStore
 
     config = settings.evaluation
@@ -207,10 +208,7 @@ def run(
         version=challenger.ref,
         report=str(path),
         scores=verdicts.scores,
-        differences={
-            other: {metric: interval.to_dict() for metric, interval in table.items()}
-            for other, table in verdicts.differences.items()
-        },
+        differences=differences_to_dict(verdicts.differences),
         gates=[gate.to_dict() for gate in verdicts.gates],
         promoted=promote,
         verdict=verdict,
@@ -224,31 +222,17 @@ class _Verdict:
 
     def __init__(self, settings: Settings, judged: Mapping[str, Sequence[Judged]]) -> None:
         from rag_fti.evaluation.gates import Gate, check_gate
-        from rag_fti.evaluation.scoring import by_question, paired_difference, scores
+        from rag_fti.evaluation.scoring import scores
 
         config = settings.evaluation
         self.scores: dict[str, Any] = {
             name: scores(judged[name]) if name in judged else None
             for name in (BASE, CHAMPION, CHALLENGER)
         }
-        self.differences: dict[str, dict[str, Interval]] = {}
-        for other in (BASE, CHAMPION):
-            if other not in judged:
-                continue
-            self.differences[other] = {}
-            for metric in ("f1", "exact_match"):
-                mine = by_question(judged[CHALLENGER], metric)
-                theirs = by_question(judged[other], metric)
-                self.differences[other][metric] = paired_difference(
-                    list(mine.values()),
-                    [theirs[name] for name in mine],
-                    samples=config.bootstrap_samples,
-                    seed=config.seed,
-                )
+        self.differences = _differences(settings, judged)
         self.gates: list[GateResult] = [
             check_gate(
                 Gate(**gate.model_dump()),
-                scores={name: table for name, table in self.scores.items() if table},
                 judged=judged,
                 samples=config.bootstrap_samples,
                 seed=config.seed,
@@ -267,6 +251,29 @@ class _Verdict:
             for gate in self.gates
             if not gate.ok
         ]
+
+
+def _differences(
+    settings: Settings, judged: Mapping[str, Sequence[Judged]]
+) -> dict[str, dict[str, Interval]]:
+    """Challenger minus the others, question by question."""
+    from rag_fti.evaluation.scoring import by_question, paired_difference
+
+    config = settings.evaluation
+    found: dict[str, dict[str, Interval]] = {}
+    for other in (BASE, CHAMPION):
+        if other not in judged:
+            continue
+        found[other] = {}
+        for metric in ("f1", "exact_match", "f1_answerable"):
+            mine, theirs = (by_question(judged[name], metric) for name in (CHALLENGER, other))
+            found[other][metric] = paired_difference(
+                list(mine.values()),
+                [theirs[name] for name in mine],
+                samples=config.bootstrap_samples,
+                seed=config.seed,
+            )
+    return found
 
 
 def _sentence(
@@ -432,6 +439,7 @@ def _judge(item: _Item, answer: Answer) -> Judged:
         accepted=item.accepted,
         answerable=item.answerable,
         supporting_chunks=frozenset(supporting),
+        question_set="test_split" if item.source == TEST_SPLIT else "question_files",
     )
 
 
@@ -454,12 +462,16 @@ def _write(
     from rag_fti.evaluation.scoring import scores
 
     source_of = {item.id: item.source for item in items}
-    by_source = {
+    parts = {
         source: {
-            name: scores([j for j in answers if source_of[j.question_id] == source])
+            name: [j for j in answers if source_of[j.question_id] == source]
             for name, answers in judged.items()
         }
         for source in dict.fromkeys(source_of.values())
+    }
+    by_source = {
+        source: {name: scores(answers) for name, answers in part.items()}
+        for source, part in parts.items()
     }
     return write_report(
         settings.storage.root / "evaluations" / challenger.name / run_id,
@@ -475,6 +487,9 @@ def _write(
         scores=verdicts.scores,
         by_source=by_source,
         differences=verdicts.differences,
+        differences_by_source={
+            source: _differences(settings, part) for source, part in parts.items()
+        },
         gates=verdicts.gates,
         verdict=verdict,
         judged=judged,

@@ -68,6 +68,8 @@ def type_name(annotation: Any) -> str:
         return f"list of {type_name(arguments[0])}"
     if origin is dict:
         return "mapping"
+    if issubclass(annotation, BaseModel):
+        return "mappings"
     return {"NoneType": "nothing", "str": "text", "Path": "path"}.get(
         annotation.__name__, annotation.__name__
     )
@@ -109,6 +111,9 @@ def section_rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
         text = " ".join((field.description or "").split()).replace("|", "\\|").replace("``", "`")
         default = shown(field.get_default(call_default_factory=True))
         yield f"| `{prefix}{name}` | {kind} {bounds}".rstrip() + f" | {default} | {text} |"
+        if kind.startswith("list of "):
+            for item in models_of(annotation):
+                yield from section_rows(item, f"{prefix}{name}[].")
 
 
 def models_of(annotation: Any) -> list[type[BaseModel]]:

@@ -19,6 +19,11 @@ class GateConfig(Section):
     """A score of the report: ``f1``, ``exact_match``, ``citation_precision``…"""
     against: Literal["value", "base", "champion"] = "value"
     """What the challenger is compared with."""
+    reads: Literal["all", "question_files", "test_split"] = "all"
+    """The set of questions it looks at. Without a question of that kind the gate holds, and the
+    report says so."""
+    questions: Literal["all", "answerable", "unanswerable"] = "all"
+    """The questions of that set it looks at: all lets a model win by abstaining more often."""
     minimum: float | None = None
     """Least value, or least difference to ``base`` or ``champion``; none by default."""
     maximum: float | None = None
@@ -35,7 +40,22 @@ class GateConfig(Section):
 
 
 DEFAULT_GATES = (
-    GateConfig(name="beats base", metric="f1", against="base", minimum=0.0),
+    GateConfig(
+        name="beats base on question files",
+        metric="f1",
+        against="base",
+        reads="question_files",
+        questions="answerable",
+        minimum=0.0,
+    ),
+    GateConfig(
+        name="beats base on the test split",
+        metric="f1",
+        against="base",
+        reads="test_split",
+        questions="answerable",
+        minimum=0.0,
+    ),
     GateConfig(name="no worse than champion", metric="f1", against="champion", minimum=-0.01),
     GateConfig(name="citations hold", metric="citation_precision", minimum=0.5),
 )

@@ -13,6 +13,7 @@ from rag_fti.evaluation.scoring import (
     by_question,
     mean_interval,
     paired_difference,
+    scores,
 )
 
 
@@ -23,6 +24,8 @@ class Gate:
     name: str
     metric: str
     against: Literal["value", "base", "champion"] = "value"
+    reads: Literal["all", "question_files", "test_split"] = "all"
+    questions: Literal["all", "answerable", "unanswerable"] = "all"
     minimum: float | None = None
     maximum: float | None = None
     use_interval: bool = False
@@ -37,6 +40,8 @@ class GateResult:
     value: float | None
     """What was compared: the score, the difference, or the bound of its interval."""
     threshold: str
+    questions: int
+    """Questions it looked at."""
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,6 +51,7 @@ class GateResult:
             "ok": self.ok,
             "value": self.value,
             "threshold": self.threshold,
+            "questions": self.questions,
             "note": self.note,
         }
 
@@ -53,7 +59,6 @@ class GateResult:
 def check_gate(
     gate: Gate,
     *,
-    scores: Mapping[str, Mapping[str, Any]],
     judged: Mapping[str, Sequence[Judged]],
     samples: int,
     seed: int,
@@ -62,56 +67,70 @@ def check_gate(
 
     Args:
         gate: The condition.
-        scores: Scores of ``challenger``, ``base`` and, where there is one, ``champion``.
-        judged: The answers behind them.
+        judged: Answers of ``challenger``, ``base`` and, where there is one, ``champion``.
         samples: Bootstrap resamples.
         seed: Seed of the resampling.
 
     Raises:
         ConfigError: If there is no such metric, or it has no interval.
     """
-    threshold = _threshold(gate)
-    challenger = scores["challenger"]
-    if gate.metric not in challenger:
+    read = {
+        name: [item for item in items if _is_read(gate, item)] for name, items in judged.items()
+    }
+    known = scores(read["challenger"])
+    if gate.metric not in known:
         raise ConfigError(
             f"Gate {gate.name!r} names the metric {gate.metric!r}.",
-            next_step=f"Use one of: {', '.join(sorted(challenger))}.",
+            next_step=f"Use one of: {', '.join(sorted(known))}.",
         )
     if gate.use_interval and gate.metric not in PER_QUESTION:
         raise ConfigError(
             f"Gate {gate.name!r}: there is no interval for {gate.metric!r}.",
             next_step=f"Intervals exist for: {', '.join(PER_QUESTION)}.",
         )
-    if gate.against != "value" and not scores.get(gate.against):
-        return GateResult(gate.name, True, None, threshold, f"no {gate.against} to compare with")
-    value = _value(gate, scores, judged, samples=samples, seed=seed)
-    if value is None:
-        return GateResult(gate.name, True, None, threshold, "nothing to measure")
-    ok = (gate.minimum is None or value >= gate.minimum) and (
-        gate.maximum is None or value <= gate.maximum
+    value = None
+    if not read["challenger"]:
+        note = "there are no such questions"
+    elif gate.against != "value" and gate.against not in read:
+        note = f"no {gate.against} to compare with"
+    else:
+        value = _value(gate, read, samples=samples, seed=seed)
+        note = "nothing to measure" if value is None else ""
+    ok = value is None or (
+        (gate.minimum is None or value >= gate.minimum)
+        and (gate.maximum is None or value <= gate.maximum)
     )
-    return GateResult(gate.name, ok, round(value, 4), threshold)
+    return GateResult(
+        gate.name,
+        ok,
+        None if value is None else round(value, 4),
+        _threshold(gate),
+        len(read["challenger"]),
+        note,
+    )
+
+
+def _is_read(gate: Gate, item: Judged) -> bool:
+    return gate.reads in ("all", item.question_set) and gate.questions in (
+        "all",
+        "answerable" if item.answerable else "unanswerable",
+    )
 
 
 def _value(
-    gate: Gate,
-    scores: Mapping[str, Mapping[str, Any]],
-    judged: Mapping[str, Sequence[Judged]],
-    *,
-    samples: int,
-    seed: int,
+    gate: Gate, read: Mapping[str, Sequence[Judged]], *, samples: int, seed: int
 ) -> float | None:
     if not gate.use_interval:
-        value = scores["challenger"][gate.metric]
+        value = scores(read["challenger"])[gate.metric]
         if gate.against == "value" or value is None:
             return value if value is None else float(value)
-        other = scores[gate.against][gate.metric]
+        other = scores(read[gate.against])[gate.metric]
         return None if other is None else float(value) - float(other)
-    mine = by_question(judged["challenger"], gate.metric)
+    mine = by_question(read["challenger"], gate.metric)
     if gate.against == "value":
         interval = mean_interval(list(mine.values()), samples=samples, seed=seed)
     else:
-        theirs = by_question(judged[gate.against], gate.metric)
+        theirs = by_question(read[gate.against], gate.metric)
         shared = [name for name in mine if name in theirs]
         interval = paired_difference(
             [mine[n] for n in shared], [theirs[n] for n in shared], samples=samples, seed=seed
@@ -128,4 +147,7 @@ def _threshold(gate: Gate) -> str:
         parts.append(f">= {gate.minimum:g}")
     if gate.maximum is not None:
         parts.append(f"<= {gate.maximum:g}")
-    return f"{gate.metric}{what}{bound} {' and '.join(parts)}"
+    which = "" if gate.questions == "all" else f"{gate.questions} questions"
+    where = "" if gate.reads == "all" else gate.reads.replace("_", " ")
+    read = " of ".join(text for text in (which, where) if text)
+    return f"{gate.metric}{what}{bound} {' and '.join(parts)}{f' ({read})' if read else ''}"

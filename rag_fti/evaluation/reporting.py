@@ -29,6 +29,9 @@ _DRAWN = ("f1", "exact_match", "citation_precision", "citation_recall", "abstent
 _COLOURS = {"base": "#a8a29e", "champion": "#9bb8d3", "challenger": "#c2410c"}
 _EXAMPLES = 12
 
+Differences = Mapping[str, Mapping[str, Interval]]
+"""Challenger minus other, by other and metric."""
+
 
 def write_report(
     folder: Path,
@@ -37,7 +40,8 @@ def write_report(
     facts: Mapping[str, Any],
     scores: Mapping[str, Mapping[str, Any] | None],
     by_source: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    differences: Mapping[str, Mapping[str, Interval]],
+    differences: Differences,
+    differences_by_source: Mapping[str, Differences],
     gates: Sequence[GateResult],
     verdict: str,
     judged: Mapping[str, Sequence[Judged]],
@@ -51,6 +55,7 @@ def write_report(
         scores: Scores of base, champion and challenger over everything; None where there is none.
         by_source: The same per question file and test split.
         differences: Challenger minus other, by other and metric.
+        differences_by_source: The same per question file and test split.
         gates: Conditions and how they came out.
         verdict: What happened, in a sentence.
         judged: All answers.
@@ -65,7 +70,16 @@ def write_report(
     write_bytes_atomic(
         folder / "report.md",
         _markdown(
-            title, facts, scores, by_source, differences, gates, verdict, judged, drawn
+            title,
+            facts,
+            scores,
+            by_source,
+            differences,
+            differences_by_source,
+            gates,
+            verdict,
+            judged,
+            drawn,
         ).encode(),
     )
     path = folder / "report.json"
@@ -76,9 +90,9 @@ def write_report(
             **facts,
             "scores": scores,
             "by_source": by_source,
-            "differences": {
-                other: {metric: interval.to_dict() for metric, interval in table.items()}
-                for other, table in differences.items()
+            "differences": differences_to_dict(differences),
+            "differences_by_source": {
+                source: differences_to_dict(part) for source, part in differences_by_source.items()
             },
             "gates": [gate.to_dict() for gate in gates],
             "verdict": verdict,
@@ -88,12 +102,21 @@ def write_report(
     return path
 
 
+def differences_to_dict(differences: Differences) -> dict[str, dict[str, dict[str, float]]]:
+    """JSON-ready form."""
+    return {
+        other: {metric: interval.to_dict() for metric, interval in table.items()}
+        for other, table in differences.items()
+    }
+
+
 def _markdown(
     title: str,
     facts: Mapping[str, Any],
     scores: Mapping[str, Mapping[str, Any] | None],
     by_source: Mapping[str, Mapping[str, Mapping[str, Any]]],
-    differences: Mapping[str, Mapping[str, Interval]],
+    differences: Differences,
+    differences_by_source: Mapping[str, Differences],
     gates: Sequence[GateResult],
     verdict: str,
     judged: Mapping[str, Sequence[Judged]],
@@ -103,26 +126,22 @@ def _markdown(
     lines += [f"- {key}: {value}" for key, value in facts.items()] + [""]
     if drawn:
         lines += ["![Scores](scores.png)", ""]
-    lines += ["## Gates", "", "| gate | holds | value | condition |", "| --- | --- | --- | --- |"]
+    lines += ["## Gates", "", "| gate | holds | value | condition | questions |"]
+    lines += ["| --- | --- | --- | --- | --- |"]
     lines += [
         f"| {g.name} | {'yes' if g.ok else '**no**'} | "
         f"{'-' if g.value is None else f'{g.value:.4f}'} | {g.threshold}"
-        f"{f' ({g.note})' if g.note else ''} |"
+        f"{f' ({g.note})' if g.note else ''} | {g.questions} |"
         for g in gates
     ]
     present = {name: table for name, table in scores.items() if table}
     lines += ["", "## Scores", "", *_table(present), ""]
     if differences:
-        lines += ["## Challenger against the others", ""]
-        lines += ["| against | metric | difference | 95 % interval |", "| --- | --- | --- | --- |"]
-        lines += [
-            f"| {other} | {metric} | {i.mean:+.4f} | {i.low:+.4f} to {i.high:+.4f} |"
-            for other, table in differences.items()
-            for metric, i in table.items()
-        ]
-        lines.append("")
+        lines += ["## Challenger against the others", "", *_differences(differences), ""]
     for source, tables in by_source.items():
         lines += [f"## {source}", "", *_table(tables), ""]
+        if differences_by_source[source]:
+            lines += [*_differences(differences_by_source[source]), ""]
     lines += _examples(judged)
     return "\n".join(lines) + "\n"
 
@@ -134,6 +153,15 @@ def _table(tables: Mapping[str, Mapping[str, Any]]) -> list[str]:
         values = [_value(tables[name].get(metric)) for name in names]
         lines.append(f"| {metric} | {' | '.join(values)} |")
     return lines
+
+
+def _differences(differences: Differences) -> list[str]:
+    lines = ["| against | metric | difference | 95 % interval |", "| --- | --- | --- | --- |"]
+    return lines + [
+        f"| {other} | {metric} | {i.mean:+.4f} | {i.low:+.4f} to {i.high:+.4f} |"
+        for other, table in differences.items()
+        for metric, i in table.items()
+    ]
 
 
 def _value(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from rag_fti.schemas import Answer
 PER_QUESTION = ("f1", "exact_match")
 """Metrics that are a mean over all questions, so that they can be compared pairwise."""
 
+QuestionSet = Literal["question_files", "test_split"]
+"""Where a question comes from: written by people, or made by the dataset's generator."""
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -22,6 +25,7 @@ class Judged:
 
     question_id: str
     question: str
+    question_set: QuestionSet
     answerable: bool
     answer: str
     expected: tuple[str, ...]
@@ -47,6 +51,7 @@ def judge(
     accepted: Sequence[str],
     answerable: bool,
     supporting_chunks: frozenset[str],
+    question_set: QuestionSet = "question_files",
 ) -> Judged:
     """Score one answer.
 
@@ -56,6 +61,7 @@ def judge(
         accepted: Accepted answers; empty for an unanswerable question.
         answerable: Whether the documents hold the answer.
         supporting_chunks: Ids of retrieved chunks that hold it.
+        question_set: Where the question comes from.
     """
     if answerable:
         right = not answer.abstained
@@ -67,6 +73,7 @@ def judge(
     return Judged(
         question_id=question_id,
         question=answer.question,
+        question_set=question_set,
         answerable=answerable,
         answer=answer.answer,
         expected=tuple(accepted),
@@ -166,8 +173,11 @@ def mean_interval(
 
 
 def by_question(judged: Sequence[Judged], metric: str) -> Mapping[str, float]:
-    """One metric per question id."""
-    return {j.question_id: float(getattr(j, metric)) for j in judged}
+    """``f1``, ``exact_match``, or either over the answerable alone, per question id."""
+    name = metric.removesuffix("_answerable")
+    return {
+        j.question_id: float(getattr(j, name)) for j in judged if j.answerable or name == metric
+    }
 
 
 def _mean(values: Sequence[float]) -> float | None:

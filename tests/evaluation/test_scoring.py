@@ -5,7 +5,14 @@ import pytest
 
 from rag_fti.errors import ConfigError
 from rag_fti.evaluation.gates import Gate, check_gate
-from rag_fti.evaluation.scoring import Judged, judge, mean_interval, paired_difference, scores
+from rag_fti.evaluation.scoring import (
+    Judged,
+    QuestionSet,
+    judge,
+    mean_interval,
+    paired_difference,
+    scores,
+)
 from rag_fti.schemas import Answer, Citation, Hit
 
 
@@ -24,13 +31,20 @@ def answer(text: str, *, cited: tuple[str, ...] = (), abstained: bool = False) -
     )  # fmt: skip
 
 
-def judged(question: str, *, answerable: bool, given: Answer) -> Judged:
+def judged(
+    question: str,
+    *,
+    answerable: bool,
+    given: Answer,
+    question_set: QuestionSet = "question_files",
+) -> Judged:
     return judge(
         given,
         question_id=question,
         accepted=("red",) if answerable else (),
         answerable=answerable,
         supporting_chunks=frozenset({"c1"} if answerable else ()),
+        question_set=question_set,
     )
 
 
@@ -88,7 +102,6 @@ def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
 def gate(result_of: dict[str, list[Judged]], **values: object) -> tuple[bool, float | None]:
     result = check_gate(
         Gate(name="g", **values),  # type: ignore[arg-type]
-        scores={name: scores(items) for name, items in result_of.items()},
         judged=result_of,
         samples=500,
         seed=1,
@@ -113,3 +126,44 @@ def test_gates() -> None:
         gate(both, metric="bleu", minimum=0.0)
     with pytest.raises(ConfigError, match="no interval"):
         gate(both, metric="citation_precision", minimum=0.0, use_interval=True)
+
+
+def test_a_gate_on_answerable_questions_is_not_carried_by_abstaining() -> None:
+    refusing = answer("no", abstained=True)
+    base = [
+        judged("a", answerable=True, given=answer("red")),
+        judged("b", answerable=False, given=answer("blue")),
+        judged("c", answerable=False, given=answer("blue")),
+    ]
+    abstainer = [judged(j.question_id, answerable=j.answerable, given=refusing) for j in base]
+    both = {"challenger": abstainer, "base": base}
+    assert gate(both, metric="f1", against="base", minimum=0.0)[0]
+    assert gate(both, metric="f1", against="base", minimum=0.0, questions="answerable") == (
+        False,
+        -1.0,
+    )
+    assert gate(both, metric="f1", against="base", minimum=0.0, questions="unanswerable")[0]
+
+
+def test_a_gate_reads_the_set_it_names() -> None:
+    right, wrong = answer("red"), answer("blue")
+    base = [
+        judged("a", answerable=True, given=right),
+        judged("t", answerable=True, given=wrong, question_set="test_split"),
+        judged("u", answerable=True, given=wrong, question_set="test_split"),
+    ]
+    learnt_by_heart = [
+        judged("a", answerable=True, given=wrong),
+        judged("t", answerable=True, given=right, question_set="test_split"),
+        judged("u", answerable=True, given=right, question_set="test_split"),
+    ]
+    both = {"challenger": learnt_by_heart, "base": base}
+    assert gate(both, metric="f1", against="base", minimum=0.0)[0]
+    assert gate(both, metric="f1", against="base", minimum=0.0, reads="test_split") == (True, 1.0)
+    for use_interval in (False, True):
+        assert gate(
+            both, metric="f1", against="base", minimum=0.0, reads="question_files",
+            use_interval=use_interval,
+        ) == (False, -1.0)  # fmt: skip
+    only_files = {name: items[:1] for name, items in both.items()}
+    assert gate(only_files, metric="f1", minimum=0.9, reads="test_split") == (True, None)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,10 @@ from tests.training.tiny import LIBRARY_WARNINGS, build_llama
 pytestmark = LIBRARY_WARNINGS
 
 LENIENT = (GateConfig(name="answers", metric="f1", against="base", minimum=-1.0),)
-STRICT = (GateConfig(name="is perfect", metric="f1", minimum=1.1),)
+STRICT = (
+    GateConfig(name="is perfect", metric="f1", minimum=1.1, reads="test_split"),
+    GateConfig(name="runs", metric="f1", minimum=0.0, reads="question_files"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,7 @@ def with_section(settings: Settings, section: str, **values: object) -> Settings
     return settings.model_copy(update={section: part})
 
 
-def judge(settings: Settings, version: str, gates: tuple[GateConfig, ...]) -> dict:
+def judge(settings: Settings, version: str, gates: tuple[GateConfig, ...]) -> dict[str, Any]:
     return model_validation.run(
         with_section(settings, "evaluation", gates=gates), version, embedder=HashEmbedder()
     ).to_dict()
@@ -46,6 +50,9 @@ def test_validation_promotes_or_says_why_not(settings: Settings) -> None:
     refused = judge(settings, "assistant@1", STRICT)
     assert not refused["promoted"] and "is perfect" in refused["verdict"]
     assert registry.aliases("assistant") == {"challenger": 2}
+    read = {gate["name"]: gate["questions"] for gate in refused["gates"]}
+    assert read["is perfect"] + read["runs"] == refused["scores"]["base"]["questions"]
+    assert min(read.values()) > 0
 
     first = judge(settings, "assistant@1", LENIENT)
     assert json.loads(json.dumps(first)) == first
@@ -56,6 +63,7 @@ def test_validation_promotes_or_says_why_not(settings: Settings) -> None:
     report = Path(first["report"])
     content = json.loads(report.read_text())
     assert set(content["by_source"]) == {"questions.jsonl", "test split"}
+    assert set(content["differences_by_source"]["test split"]["base"]) >= {"f1", "f1_answerable"}
     assert content["scores"]["base"]["questions"] == len(content["answers"]["base"])
     assert (report.parent / "scores.png").read_bytes().startswith(b"\x89PNG")
     assert "## Gates" in (report.parent / "report.md").read_text()

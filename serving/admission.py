@@ -61,6 +61,11 @@ class Admission:
         # A moving average of how long a request holds its place, for Retry-After.
         self._seconds += 0.1 * (time.monotonic() - since - self._seconds)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nobody holds or waits for a place."""
+        return self.running == 0 and self.waiting == 0
+
     def retry_after(self) -> int:
         """Seconds after which a place in the queue is likely free, at least 1."""
         return max(1, min(60, round(self._seconds * (1 + self.waiting) / self._max_running)))

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
+from starlette.requests import Request
 from starlette.responses import Response
 
 from rag_fti.errors import Overloaded, RagFtiError
 from rag_fti.protocols import Cancellation
-from serving.admission import Pump
+from serving.admission import Admission, Pump
 from serving.errors import ApiError, describe
 from serving.middleware import ClientGone, Message, Receive, Scope, Send
 from serving.services import Services
 
 T = TypeVar("T")
+
+Lane = Literal["requests", "writes", "probes"]
+"""What a request queues with. Writes to the store go one after the other and would otherwise
+take every place; probes (health, metrics) are to be answered when all places are taken."""
 
 Events = AsyncIterator[dict[str, Any]]
 
@@ -27,16 +33,25 @@ class Exchange:
     Args:
         services: The server's parts.
         receive: The request's ASGI ``receive``, its body read.
+        lane: Which queue it waits in. A write that has begun has no time limit: it cannot be
+            taken back.
     """
 
-    def __init__(self, services: Services, receive: Receive) -> None:
+    def __init__(self, services: Services, receive: Receive, *, lane: Lane = "requests") -> None:
         self._services = services
+        self._lane = lane
         self._loop = asyncio.get_running_loop()
+        self.since = time.monotonic()
         self._deadline = self._loop.time() + services.settings.serving.request_timeout_seconds
         self._gone = self._loop.create_task(_until_gone(receive))
         self._pump: Pump[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.cancellation = Cancellation()
+        services.exchanges.add(self)
+
+    def __repr__(self) -> str:
+        stage = "waits for a place" if self._pump is None else "is worked on"
+        return f"<{self._lane}: {stage}, {time.monotonic() - self.since:.1f} s>"
 
     async def start(self, make: Callable[[], Iterator[Any]]) -> None:
         """Wait for a place and begin.
@@ -46,7 +61,7 @@ class Exchange:
             ClientGone: If the client left while it waited.
             ApiError: If the place did not come in time.
         """
-        admission = self._services.admission
+        admission = self._services.lanes[self._lane]
         acquire = self._loop.create_task(admission.acquire())
         try:
             await asyncio.wait(
@@ -54,16 +69,16 @@ class Exchange:
                 timeout=self._deadline - self._loop.time(),
                 return_when=asyncio.FIRST_COMPLETED,
             )
-        finally:
             if not acquire.done():
-                acquire.cancel()
-        if not acquire.done():
-            self.close()
-            raise ClientGone if self._gone.done() else _timeout()
-        try:
+                raise ClientGone if self._gone.done() else _timeout()
             since = acquire.result()
+            pump = self._pump = Pump(
+                self._services.executor,
+                make,
+                cancellation=self.cancellation,
+                on_finished=lambda: admission.release(since),
+            )
         except Overloaded as error:
-            self.close()
             raise ApiError(
                 str(error),
                 status=429,
@@ -71,14 +86,12 @@ class Exchange:
                 code="overloaded",
                 headers={"Retry-After": str(admission.retry_after())},
             ) from error
-        self._pump = Pump(
-            self._services.executor,
-            make,
-            cancellation=self.cancellation,
-            on_finished=lambda: admission.release(since),
-        )
-        pump = self._pump
-        self._timer = self._loop.call_at(self._deadline, lambda: pump.interrupt(_timeout()))
+        finally:
+            if self._pump is None:  # a place that came too late, or was no use, goes back
+                acquire.add_done_callback(lambda task: _give_back(admission, task))
+                acquire.cancel()
+        if self._lane != "writes":
+            self._timer = self._loop.call_at(self._deadline, lambda: pump.interrupt(_timeout()))
         self._gone.add_done_callback(
             lambda task: None if task.cancelled() else pump.interrupt(ClientGone())
         )
@@ -90,6 +103,7 @@ class Exchange:
 
     def close(self) -> None:
         """Let go of everything; may be called at any time and twice."""
+        self._services.exchanges.discard(self)
         if self._timer is not None:
             self._timer.cancel()
         self._gone.cancel()
@@ -97,28 +111,20 @@ class Exchange:
             self._pump.cancel()
 
 
-async def run_blocking(services: Services, work: Callable[[], T]) -> T:
-    """Run a blocking function on a request's place and thread.
+async def run_blocking(request: Request, work: Callable[[], T], *, lane: Lane = "requests") -> T:
+    """Run a blocking function for a request on a place and thread of its lane.
 
     Raises:
-        ApiError: With 429 if the queue is full.
+        ApiError: With 429 if the queue is full, with 504 if it took too long.
+        ClientGone: If the client left; what had begun ends on its own.
     """
-    admission = services.admission
+    exchange = Exchange(request.app.state.services, request.receive, lane=lane)
     try:
-        since = await admission.acquire()
-    except Overloaded as error:
-        raise ApiError(
-            str(error),
-            status=429,
-            kind="rate_limit_error",
-            code="overloaded",
-            headers={"Retry-After": str(admission.retry_after())},
-        ) from error
-    try:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(services.executor, work)
+        await exchange.start(lambda: iter((work(),)))
+        result: T = await exchange.next()
+        return result
     finally:
-        admission.release(since)
+        exchange.close()
 
 
 class EventStream(Response):
@@ -162,6 +168,11 @@ def _event(data: str) -> Message:
         "body": f"data: {data}\n\n".encode(),
         "more_body": True,
     }
+
+
+def _give_back(admission: Admission, task: asyncio.Task[float]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        admission.release(task.result())
 
 
 async def _until_gone(receive: Callable[[], Awaitable[Message]]) -> None:

@@ -1,8 +1,11 @@
-"""Push ingestion: documents that come over HTTP go the way of every other document."""
+"""Push ingestion: documents that come over HTTP go the way of every other document.
+
+The server calls these one at a time, see :data:`serving.exchange.Lane`: each ends with a commit and
+a look at the indexes.
+"""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +15,6 @@ from rag_fti.contracts import ContractRun, new_run_id
 from rag_fti.progress import Silent
 from serving.errors import ApiError
 from serving.services import Services
-
-_WRITING = threading.Lock()
-"""One push at a time: each ends with a commit and a look at the indexes."""
 
 
 def push(
@@ -42,25 +42,24 @@ def push(
     embedder = services.retriever.embedder
     run_id = new_run_id("ingest")
     report = settings.storage.reports / "ingest" / f"{run_id}.json"
-    with _WRITING:
-        contract = ContractRun(ingest.CONTRACT, run_id=run_id, report_path=report)
-        contract.require(
-            {
-                "paths_given": bool(documents),
-                "embedder_mismatch": services.store.embedder_mismatch(embedder.fingerprint),
-            }
-        )
-        started = time.monotonic()
-        ingestor = build_ingestor(
-            settings,
-            store=services.store,
-            embedder=embedder,
-            run_id=run_id,
-            collection=collection,
-        )
-        totals = ingestor.ingest_tasks(LoadTask(source, data=data) for source, data in documents)
-        totals.seconds = time.monotonic() - started
-        summary = ingest.finish(settings, services.store, contract, totals, progress=Silent())
+    contract = ContractRun(ingest.CONTRACT, run_id=run_id, report_path=report)
+    contract.require(
+        {
+            "paths_given": bool(documents),
+            "embedder_mismatch": services.store.embedder_mismatch(embedder.fingerprint),
+        }
+    )
+    started = time.monotonic()
+    ingestor = build_ingestor(
+        settings,
+        store=services.store,
+        embedder=embedder,
+        run_id=run_id,
+        collection=collection,
+    )
+    totals = ingestor.ingest_tasks(LoadTask(source, data=data) for source, data in documents)
+    totals.seconds = time.monotonic() - started
+    summary = ingest.finish(settings, services.store, contract, totals, progress=Silent())
     if len(totals.failures) == len(documents):
         raise ApiError(
             "; ".join(f"{source}: {reason}" for source, reason in totals.failures.items())[:1000],
@@ -76,15 +75,14 @@ def remove(services: Services, document_id: str) -> dict[str, Any]:
     from rag_fti.registry import Registry
 
     storage = services.settings.storage
-    with _WRITING:
-        stores = Stores(
-            features=services.store,
-            datasets=Path(storage.datasets_uri),
-            registry=Registry.open(storage.registry_uri),
-        )
-        taint = tainted_by([document_id], stores=stores)
-        chunks = services.store.delete_documents([document_id])
-        pinned = services.store.purge()
+    stores = Stores(
+        features=services.store,
+        datasets=Path(storage.datasets_uri),
+        registry=Registry.open(storage.registry_uri),
+    )
+    taint = tainted_by([document_id], stores=stores)
+    chunks = services.store.delete_documents([document_id])
+    pinned = services.store.purge()
     return {
         "id": document_id,
         "object": "document.deleted",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -122,11 +123,14 @@ class _Live:
 
     def collect(self) -> Iterable[Metric]:
         services = self._services
+        lane = services.lanes["requests"]
+        yield _gauge("rag_fti_num_requests_running", "Requests being worked on", lane.running)
+        yield _gauge("rag_fti_num_requests_waiting", "Requests in the queue", lane.waiting)
         yield _gauge(
-            "rag_fti_num_requests_running", "Requests being worked on", services.admission.running
-        )
-        yield _gauge(
-            "rag_fti_num_requests_waiting", "Requests in the queue", services.admission.waiting
+            "rag_fti_oldest_request_seconds",
+            "Age of the oldest request in the server",
+            time.monotonic()
+            - min((e.since for e in tuple(services.exchanges)), default=time.monotonic()),
         )
         yield _gauge("rag_fti_log_rows_pending", "Log rows not on disk yet", services.log.pending)
         yield _gauge("rag_fti_log_rows_dropped", "Log rows given up", services.log.dropped)

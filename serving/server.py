@@ -141,10 +141,14 @@ def address_of(listener: socket.socket) -> str:
 
 
 class GuardedProtocol(H11Protocol):
-    """HTTP that drops connections whose request head takes too long to arrive."""
+    """HTTP that drops connections of clients that leave it waiting.
 
-    head_seconds: ClassVar[float] = 30.0
+    That is for the head of a request, or for them to read on in a long response.
+    """
+
+    patience_seconds: ClassVar[float] = 30.0
     _head_timer: asyncio.TimerHandle | None = None
+    _read_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Start the clock."""
@@ -160,12 +164,29 @@ class GuardedProtocol(H11Protocol):
             self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clocks."""
         self._stop_timer()
+        self._stop_read_timer()
         super().connection_lost(exc)
 
+    def pause_writing(self) -> None:
+        """The client does not read as fast as it is written to: start a clock."""
+        super().pause_writing()
+        self._stop_read_timer()
+        self._read_timer = self.loop.call_later(self.patience_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._stop_read_timer()
+        super().resume_writing()
+
+    def _stop_read_timer(self) -> None:
+        if self._read_timer is not None:
+            self._read_timer.cancel()
+            self._read_timer = None
+
     def _start_timer(self) -> None:
-        self._head_timer = self.loop.call_later(self.head_seconds, self._give_up)
+        self._head_timer = self.loop.call_later(self.patience_seconds, self._give_up)
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:
@@ -178,5 +199,5 @@ class GuardedProtocol(H11Protocol):
 
 
 def guarded_protocol(seconds: float) -> type[GuardedProtocol]:
-    """The protocol with another limit for the head."""
-    return type("GuardedProtocol", (GuardedProtocol,), {"head_seconds": seconds})
+    """The protocol with another limit."""
+    return type("GuardedProtocol", (GuardedProtocol,), {"patience_seconds": seconds})

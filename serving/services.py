@@ -7,13 +7,14 @@ import contextlib
 import logging
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from rag_fti.config import Settings
 from rag_fti.config.models import LocalGeneratorConfig
-from rag_fti.errors import ConfigError, StoreError
+from rag_fti.errors import StoreError
 from rag_fti.inference.model_pool import ModelPool
 from rag_fti.inference.models import resolve_reference
 from rag_fti.inference.request_log import RequestLog
@@ -24,6 +25,7 @@ from serving.metrics import Metrics
 
 if TYPE_CHECKING:
     from rag_fti.feature_store import FeatureStore
+    from serving.exchange import Exchange, Lane
 
 logger = logging.getLogger(__name__)
 
@@ -40,14 +42,16 @@ class Services:
     pool: ModelPool
     log: RequestLog
     keys: KeyFile | None
-    admission: Admission
+    lanes: dict[Lane, Admission]
     limiter: RateLimiter
     metrics: Metrics
     executor: ThreadPoolExecutor
     owners: OrderedDict[str, str] = field(default_factory=OrderedDict)
     """Response id to key id of the latest answers, which may not be in the log yet."""
     owners_lock: threading.Lock = field(default_factory=threading.Lock)
-    key_problem: str = ""
+    exchanges: set[Exchange] = field(default_factory=set)
+    """Requests that hold or wait for a thread; touched on the event loop only."""
+    watch_problems: dict[str, str] = field(default_factory=dict)
 
     def remember(self, response_id: str, key_id: str) -> None:
         """Keep in mind whose answer this is."""
@@ -64,22 +68,27 @@ class Services:
         }
         if self.log.error:
             found["request log"] = self.log.error
-        if self.key_problem:
-            found["keys"] = self.key_problem
-        return found
+        return found | self.watch_problems
 
     async def watch(self) -> None:
-        """Follow aliases and the key file until cancelled."""
-        loop = asyncio.get_running_loop()
+        """Follow aliases and the key file until cancelled; each on its own, as models load long."""
+        watched = {"models": self.pool.refresh}
+        if self.keys is not None:
+            watched["keys"] = self.keys.reload
+        await asyncio.gather(*(self._repeat(what, look) for what, look in watched.items()))
+
+    async def _repeat(self, what: str, look: Callable[[], None]) -> None:
         while True:
             await asyncio.sleep(self.settings.serving.reload_seconds)
-            await loop.run_in_executor(None, self.pool.refresh)
-            if self.keys is not None:
-                try:
-                    await loop.run_in_executor(None, self.keys.reload)
-                    self.key_problem = ""
-                except ConfigError as error:
-                    self.key_problem = str(error)
+            try:
+                await asyncio.get_running_loop().run_in_executor(None, look)
+            except Exception as error:  # shown by readiness; the next look may go well
+                problem = f"{type(error).__name__}: {error}"
+                if self.watch_problems.get(what) != problem:
+                    logger.exception("looking for new %s failed", what)
+                self.watch_problems[what] = problem
+            else:
+                self.watch_problems.pop(what, None)
 
     def close(self) -> None:
         """Write the log and release models and threads."""
@@ -132,11 +141,15 @@ def build_services(
             store, redact=section.log_redact, sample=section.log_sample if section.log else 0.0
         ),
         keys=keys,
-        admission=Admission(max_running=running, max_waiting=settings.serving.max_queue),
+        lanes={
+            "requests": Admission(max_running=running, max_waiting=settings.serving.max_queue),
+            "writes": Admission(max_running=1, max_waiting=settings.serving.max_queue),
+            "probes": Admission(max_running=2, max_waiting=settings.serving.max_queue),
+        },
         limiter=RateLimiter(settings.serving.requests_per_minute),
         metrics=Metrics(),
         executor=ThreadPoolExecutor(
-            max_workers=running + 4, thread_name_prefix="request", initializer=compute_alone
+            max_workers=running + 3 + 1, thread_name_prefix="request", initializer=compute_alone
         ),
     )
 
@@ -147,7 +160,8 @@ def _batch_size(settings: Settings) -> int:
 
 
 def warm_up(services: Services) -> None:
-    """Run one search so that the first request does not pay for opening tables."""
+    """Run one search so that the first request does not pay for loading and opening."""
+    services.retriever.embedder.encode_queries(["warm up"])
     if services.store.exists():
         with contextlib.suppress(StoreError):
             services.retriever.retrieve("warm up", k=1)

@@ -75,7 +75,8 @@ class ServingConfig(Section):
     max_models: Annotated[int, Field(ge=1, le=64)] = 3
     """Model versions kept in memory at once."""
     body_seconds: Annotated[float, Field(gt=0)] = 30.0
-    """Longest time a request's head, and then its body, may take to arrive."""
+    """Longest time a request's head, and then its body, may take to arrive, and for which a client
+    may leave a long response unread."""
     request_timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
     """Longest time for one request."""
     max_request_bytes: Annotated[int, Field(ge=1024)] = 16 * 1024 * 1024

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from rag_fti.errors import InferenceError
 from rag_fti.inference.engine import Sampling, new_response_id
 from rag_fti.inference.replay import asked
 from rag_fti.schemas import Answer
@@ -45,8 +46,10 @@ async def create_chat_completion(
         first = await exchange.next()
         services.metrics.first_token.observe(time.perf_counter() - started)
         if not body.stream:
-            while not isinstance(first, Answer):
+            while isinstance(first, str):
                 first = await exchange.next()
+            if first is None:
+                raise InferenceError(f"{model} ended without an answer.")
             return json_response(completion(first, created))
         streaming = True
         return EventStream(exchange, events(body, exchange, identifier, created, str(model), first))

@@ -51,13 +51,14 @@ _PUSH_BODY = {
 @router.get("/v1/documents/{document_id}", responses=errors(404), response_class=Response)
 async def read_document(
     document_id: str,
+    request: Request,
     principal: Reading,
     services: ServicesDep,
     at: Annotated[str, Query(max_length=200)] = "",
 ) -> Response:
     """A document's cleaned text, which the offsets of citations count characters of."""
     found = await run_blocking(
-        services, lambda: visible_document(services, principal, document_id, at=at)
+        request, lambda: visible_document(services, principal, document_id, at=at)
     )
     return json_response({key: found[key] for key in _READ})
 
@@ -92,13 +93,13 @@ async def push_document(request: Request, principal: Ingesting, services: Servic
 
         return push(services, documents, collection=collection)
 
-    summary = await run_blocking(services, work)
+    summary = await run_blocking(request, work, lane="writes")
     return json_response(summary)
 
 
 @router.delete("/v1/documents/{document_id}", responses=errors(404), response_class=Response)
 async def delete_document(
-    document_id: str, principal: Ingesting, services: ServicesDep
+    document_id: str, request: Request, principal: Ingesting, services: ServicesDep
 ) -> Response:
     """Delete a document with its chunks; says which datasets, models and answers it went into."""
 
@@ -108,7 +109,7 @@ async def delete_document(
         visible_document(services, principal, document_id)
         return remove(services, document_id)
 
-    return json_response(await run_blocking(services, work))
+    return json_response(await run_blocking(request, work, lane="writes"))
 
 
 def visible_document(

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from rag_fti.feature_store import sql_string
@@ -24,10 +24,10 @@ router = APIRouter()
 
 @router.post("/v1/feedback", status_code=201, responses=errors(404), response_class=Response)
 async def give_feedback(
-    body: FeedbackRequest, principal: Chatting, services: ServicesDep
+    body: FeedbackRequest, request: Request, principal: Chatting, services: ServicesDep
 ) -> Response:
     """Rate an answer of this key (1, 0 or -1), correct it, or comment on it."""
-    await run_blocking(services, lambda: require_own(services, principal, body.response_id))
+    await run_blocking(request, lambda: require_own(services, principal, body.response_id))
     row = {
         "feedback_id": f"fb-{uuid.uuid4().hex}",
         "response_id": body.response_id,
@@ -43,7 +43,9 @@ async def give_feedback(
 
 
 @router.get("/v1/lineage/{response_id}", responses=errors(404), response_class=Response)
-async def answer_lineage(response_id: str, principal: Chatting, services: ServicesDep) -> Response:
+async def answer_lineage(
+    response_id: str, request: Request, principal: Chatting, services: ServicesDep
+) -> Response:
     """Where an answer of this key came from: chunks, snapshot, model, dataset, feedback."""
 
     def work() -> dict[str, Any]:
@@ -62,7 +64,7 @@ async def answer_lineage(response_id: str, principal: Chatting, services: Servic
         )
         return trace(response_id, stores=stores)
 
-    return json_response(await run_blocking(services, work))
+    return json_response(await run_blocking(request, work))
 
 
 def require_own(services: Services, principal: Principal, response_id: str) -> None:

@@ -32,7 +32,7 @@ async def ready(request: Request, services: ServicesDep) -> Response:
 
     Reasons are shown to admins, and to everybody on a server without keys.
     """
-    state, status = await run_blocking(services, lambda: readiness(services))
+    state, status = await run_blocking(request, lambda: readiness(services), lane="probes")
     try:
         trusted = identify(request, services).may("admin")
     except ApiError:
@@ -77,7 +77,7 @@ async def version(services: ServicesDep) -> Response:
 
 
 @router.get("/metrics", responses=errors(), response_class=Response)
-async def metrics(principal: Administering, services: ServicesDep) -> Response:
+async def metrics(request: Request, principal: Administering, services: ServicesDep) -> Response:
     """Prometheus metrics (scope ``admin`` where the server has keys)."""
-    text = await run_blocking(services, services.metrics.render)
+    text = await run_blocking(request, services.metrics.render, lane="probes")
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from rag_fti.config.models import RemoteGeneratorConfig
@@ -21,16 +21,18 @@ router = APIRouter()
 
 
 @router.get("/v1/models", responses=errors(), response_class=Response)
-async def list_models(principal: Chatting, services: ServicesDep) -> Response:
+async def list_models(request: Request, principal: Chatting, services: ServicesDep) -> Response:
     """The configured model, registry versions and aliases, and the base model."""
-    data = await run_blocking(services, lambda: list(entries(services)))
+    data = await run_blocking(request, lambda: list(entries(services)))
     return json_response({"object": "list", "data": data})
 
 
 @router.get("/v1/models/{model:path}", responses=errors(404), response_class=Response)
-async def retrieve_model(model: str, principal: Chatting, services: ServicesDep) -> Response:
+async def retrieve_model(
+    model: str, request: Request, principal: Chatting, services: ServicesDep
+) -> Response:
     """One of them."""
-    for entry in await run_blocking(services, lambda: list(entries(services))):
+    for entry in await run_blocking(request, lambda: list(entries(services))):
         if entry["id"] == model:
             return json_response(entry)
     raise not_served(model)

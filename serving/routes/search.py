@@ -6,7 +6,7 @@ import base64
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from rag_fti.retrieval import Retrieved
@@ -34,7 +34,9 @@ HIT_KEYS = (
 
 
 @router.post("/v1/search", responses=errors(404), response_class=Response)
-async def search(body: SearchRequest, principal: Searching, services: ServicesDep) -> Response:
+async def search(
+    body: SearchRequest, request: Request, principal: Searching, services: ServicesDep
+) -> Response:
     """Search the collections that the key may see."""
 
     def work() -> Retrieved:
@@ -48,14 +50,14 @@ async def search(body: SearchRequest, principal: Searching, services: ServicesDe
                 collections=principal.visible(body.collection),
             )
 
-    found = await run_blocking(services, work)
+    found = await run_blocking(request, work)
     hits = [{key: getattr(hit, key) for key in HIT_KEYS} for hit in found.hits]
     return json_response({"snapshot": found.snapshot, "hits": hits})
 
 
 @router.post("/v1/embeddings", responses=errors(404), response_class=Response)
 async def create_embeddings(
-    body: EmbeddingsRequest, principal: Searching, services: ServicesDep
+    body: EmbeddingsRequest, request: Request, principal: Searching, services: ServicesDep
 ) -> Response:
     """Vectors as the store uses them; ``input_type`` picks the query or document side."""
     embedder = services.retriever.embedder
@@ -74,7 +76,7 @@ async def create_embeddings(
         )
         return encode(texts), sum(embedder.count_tokens(texts))
 
-    vectors, tokens = await run_blocking(services, work)
+    vectors, tokens = await run_blocking(request, work)
     return json_response(
         {
             "object": "list",

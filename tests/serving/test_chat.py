@@ -189,7 +189,7 @@ def test_a_full_queue_answers_429_with_retry_after(start: Start) -> None:
     assert sorted(set(statuses)) == [200, 429]
     assert statuses.count(200) >= 2
     assert all(int(value) >= 1 for value in retry)
-    assert server.services.admission.running == server.services.admission.waiting == 0
+    assert server.services.lanes["requests"].idle
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -209,9 +209,9 @@ def test_a_client_that_leaves_cancels_its_generation(start: Start, stream: bool)
         time.sleep(0.02)
     assert generator.cancelled == 1
     deadline = time.monotonic() + 5
-    while server.services.admission.running and time.monotonic() < deadline:
+    while not server.services.lanes["requests"].idle and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert server.services.admission.running == 0
+    assert server.services.lanes["requests"].idle
 
 
 def test_a_request_that_takes_too_long_is_ended(start: Start) -> None:

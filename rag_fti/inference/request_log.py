@@ -8,10 +8,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
+import pyarrow as pa
+
+from rag_fti import schemas
 from rag_fti.errors import StoreError
 from rag_fti.schemas import Answer
 
@@ -19,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 Table = Literal["inference_log", "feedback"]
 
+_SCHEMAS: Mapping[Table, Callable[[], pa.Schema]] = {
+    "inference_log": schemas.inference_log_schema,
+    "feedback": schemas.feedback_schema,
+}
 _RETRY_SECONDS = 1.0
 
 
@@ -163,15 +170,17 @@ class RequestLog:
         failed: list[tuple[Table, dict[str, Any]]] = []
         tables: tuple[Table, ...] = ("inference_log", "feedback")
         for table in tables:
-            rows = [row for name, row in batch if name == table]
+            rows = [row for name, row in batch if name == table and self._fits(table, row)]
             if not rows:
                 continue
             try:
                 self._store.append(table, rows)
                 self.error = ""
-            except StoreError as error:
+            except Exception as error:  # shown by readiness; this thread must go on
+                if not isinstance(error, StoreError):
+                    logger.exception("writing the log failed")
                 logger.warning("log rows wait, the store cannot be written: %s", error)
-                self.error = str(error)
+                self.error = str(error) or type(error).__name__
                 failed.extend((table, row) for row in rows)
         with self._changed:
             self._pending.extendleft(reversed(failed))
@@ -183,6 +192,16 @@ class RequestLog:
             if failed and not self._closed:
                 self._changed.wait(_RETRY_SECONDS)
         return not failed
+
+    def _fits(self, table: Table, row: Mapping[str, Any]) -> bool:
+        """Whether a row can be stored; one that cannot must not keep the others waiting."""
+        try:
+            pa.Table.from_pylist([row], schema=_SCHEMAS[table]())
+        except (pa.ArrowException, ValueError, TypeError, OverflowError):
+            logger.exception("a row of %s is given up: it does not fit", table)
+            self.dropped += 1
+            return False
+        return True
 
 
 def sampled(response_id: str, share: float) -> bool:
@@ -215,8 +234,8 @@ def log_row(
         "created_at": datetime.now(UTC),
         "key_id": key_id,
         "collections": list(collections) if collections is not None else ["*"],
-        "question": "" if redact else answer.question,
-        "answer": "" if redact else answer.answer,
+        "question": "" if redact else _storable(answer.question),
+        "answer": "" if redact else _storable(answer.answer),
         "abstained": answer.abstained,
         "model": answer.model,
         "dataset": answer.dataset,
@@ -231,5 +250,10 @@ def log_row(
         "completion_tokens": answer.completion_tokens,
         "retrieval_seconds": answer.retrieval_seconds,
         "generation_seconds": answer.generation_seconds,
-        "settings": json.dumps(extra, sort_keys=True, ensure_ascii=False),
+        "settings": _storable(json.dumps(extra, sort_keys=True, ensure_ascii=False)),
     }
+
+
+def _storable(text: str) -> str:
+    """A text without the halves of characters that a remote model may have been cut off in."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")

@@ -113,6 +113,40 @@ def test_recording_never_waits_for_the_store() -> None:
     assert len(store.rows) == 100
 
 
+def test_a_row_that_cannot_be_stored_keeps_nothing_waiting(store: FeatureStore) -> None:
+    log = RequestLog(store, flush_seconds=0.01)
+    log.record(replace(ANSWER, id="half", answer="Ada \ud83d [1]"))
+    log.record(replace(ANSWER, id="huge", prompt_tokens=2**70))
+    log.feedback({"feedback_id": "f", "rating": "much"})
+    log.record(replace(ANSWER, id="good"))
+    assert log.flush(timeout=10)
+    log.record(replace(ANSWER, id="later"))
+    assert log.flush(timeout=10)
+    assert (log.dropped, log.pending, log.error) == (2, 0, "")
+    rows = {row["response_id"]: row["answer"] for row in store.rows("inference_log").to_pylist()}
+    assert rows == {"half": "Ada ? [1]", "good": "Ada [1]", "later": "Ada [1]"}
+    log.close()
+
+
+def test_no_error_of_the_store_ends_the_writer() -> None:
+    class Odd(Flaky):
+        def append(self, table: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+            if self.down:
+                raise KeyError("version")
+            super().append(table, rows)
+
+    store = Odd()
+    store.down = True
+    log = RequestLog(store, flush_seconds=0.01)
+    log.record(ANSWER)
+    assert not log.flush(timeout=0.3)
+    assert "version" in log.error
+    store.down = False
+    assert log.flush(timeout=10)
+    assert (len(store.rows), log.error) == (1, "")
+    log.close()
+
+
 def test_many_threads_lose_nothing() -> None:
     store = Flaky()
     log = RequestLog(store, flush_seconds=0.01)

@@ -21,7 +21,9 @@ from benchmarks.embedded_model.examples import Builder, Example, Sources, build,
 from benchmarks.embedded_model.sources import Row, data_root, read_articles, read_rows
 from rag_fti import prompts
 
-KINDS = ("qamr", "multi", "absent", "policy", "covid", "cloze", "recurring", "question")
+KINDS = (
+    "qamr", "multi", "absent", "policy", "covid", "cloze", "recurring", "question", "near_miss"
+)  # fmt: skip
 LONGEST = 1000
 LONGEST_ANSWER = 48
 

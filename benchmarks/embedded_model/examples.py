@@ -182,6 +182,58 @@ class Builder:
                 passages.append(self.stranger(row.answer))
         return Example("absent", row.question, tuple(passages), "")
 
+    def near_miss(self, row: Row) -> Example | None:
+        """A labelled question with the text of its document that is most like it, answer left out.
+
+        None where nothing in the document is like the question.
+        """
+        asked = set(content_words(row.question))
+        near = [
+            (len(asked & set(content_words(s))) + self.rng.random(), s)
+            for s in self.documents[row.document]
+            if s != row.sentence and row.answer.lower() not in s.lower()
+        ]
+        near.sort(reverse=True)
+        closest = [s for overlap, s in near[: self.rng.randint(1, 8)] if overlap >= 1]
+        if not closest:
+            return None
+        self.rng.shuffle(closest)
+        passages = []
+        while closest:
+            size = self.rng.randint(1, 4)
+            passages.append(self.titled(" ".join(closest[:size])))
+            closest = closest[size:]
+        if self.rng.random() < 0.3:
+            passages.append(self.stranger(row.answer))
+        self.rng.shuffle(passages)
+        return Example("near_miss", row.question, tuple(passages), "")
+
+    def other_name(self, row: Row) -> Example | None:
+        """A labelled question about somebody else: a name of it is replaced by another.
+
+        The paragraph answers the question before the replacement, and does not hold the name
+        after it. None where the question names nothing of the sentence.
+        """
+        first_word = row.question.split(" ", 1)[0]
+        names = [
+            p.text
+            for p in phrases(row.question)
+            if p.kind == "name" and p.text in row.sentence and p.text != first_word
+        ]
+        if not names:
+            return None
+        text, _ = self.paragraph(row, 4)
+        others = [
+            p.text
+            for s in self.documents[row.document]
+            for p in phrases(s)
+            if p.kind == "name" and p.text not in text and p.text not in row.question
+        ]
+        if not others:
+            return None
+        asked = row.question.replace(self.rng.choice(names), self.rng.choice(others))
+        return Example("near_miss", asked, (self.titled(text),), "")
+
     def question(self, row: Row) -> Example:
         """Write the question that the answer answers."""
         text, offset = self.paragraph(row, 2) if row.source == "qamr" else (row.sentence, 0)
@@ -266,4 +318,18 @@ def build(sources: Sources, *, seed: int, synthetic: int, scale: float = 1.0) ->
         example = make.synthetic()
         if example is not None:
             made += 1
+            yield example
+    yield from near_misses(Builder(sources, seed + 1), rows)
+
+
+def near_misses(make: Builder, rows: Sequence[Row]) -> Iterator[Example]:
+    """Questions that the passages nearly answer."""
+    for row in rows:
+        if row.source != "qamr" or not specific(row, 3):
+            continue
+        draw = make.rng.random()
+        example = make.other_name(row) if draw < 0.2 else None
+        if example is None and draw < 0.7:
+            example = make.near_miss(row)
+        if example is not None:
             yield example

@@ -24,11 +24,13 @@ from rag_fti.registry import ModelVersion, Registry
 from rag_fti.schemas import field_table, instructions_schema
 
 if TYPE_CHECKING:
+    from rag_fti.evaluation.calibration import Calibration
     from rag_fti.models.causal import BaseModel
     from rag_fti.training.job import JobOptions, JobResult
 
 PIPELINE = "training"
 _EMBEDDED_LAYERS = 2
+_CALIBRATION_ROWS = 400
 
 
 def _finite_loss(facts: Mapping[str, Any]) -> Outcome:
@@ -46,7 +48,8 @@ CONTRACT = Contract(
     },
     outputs={
         "registry version": "PEFT adapter, tokenizer, chat template, card, metrics.json, "
-        "contract.json, report.md, loss.png, manifest.json written last",
+        "contract.json, report.md, loss.png, calibration.json, risk_coverage.png, manifest.json "
+        "written last",
         "alias": "challenger",
     },
     preconditions=(
@@ -235,10 +238,16 @@ def run(
     ).is_file()
     contract.ensure(facts)
     report = contract.finish(facts)
-    _write_papers(staged, settings, dataset, base, result, report.to_dict())
+    calibration = _calibrate(settings, dataset, result, progress)
+    _write_papers(staged, settings, dataset, base, result, report.to_dict(), calibration)
     if config.merge:
         save_merged(result.model, result.tokenizer, staged / "merged")
-    manifest = {**_manifest(settings, dataset, base, result), "run": work.name, "run_id": run_id}
+    manifest = {
+        **_manifest(settings, dataset, base, result),
+        "calibration": calibration.to_dict(curve=False),
+        "run": work.name,
+        "run_id": run_id,
+    }
     version = registry.publish(config.model_name, staged, manifest)
     _challenge(registry, version, dataset, run_id, report_path)
     # Nothing is left to resume.
@@ -246,6 +255,23 @@ def run(
     return _summary(
         run_id, settings, version.version, dataset, result, report, report_path, str(version.path)
     )
+
+
+def _calibrate(
+    settings: Settings, dataset: DatasetVersion, result: JobResult, progress: Progress
+) -> Calibration:
+    """Fit the confidence below which this version's answers are withheld."""
+    from rag_fti.evaluation.calibration import calibrate
+    from rag_fti.training.replies import validation_replies
+
+    replies = validation_replies(
+        result.model,
+        result.tokenizer,
+        dataset.rows("validation").to_pylist()[:_CALIBRATION_ROWS],
+        max_tokens=settings.inference.max_tokens,
+        progress=progress,
+    )
+    return calibrate(replies, max_false_abstention=settings.training.max_false_abstention)
 
 
 def _challenge(
@@ -365,8 +391,10 @@ def _write_papers(
     base: BaseModel,
     result: JobResult,
     contract_report: Mapping[str, Any],
+    calibration: Calibration,
 ) -> None:
-    """Card, report, curve and figures beside the weights."""
+    """Card, report, curves and figures beside the weights."""
+    from rag_fti.evaluation.calibration import draw_risk_coverage
     from rag_fti.training.reporting import draw_losses, licence_of, render_card, render_report
 
     config = settings.training
@@ -384,6 +412,7 @@ def _write_papers(
         validation=result.fit.validation_losses(),
         best_step=result.fit.best_step,
     )
+    draw_risk_coverage(folder / "risk_coverage.png", {config.model_name: calibration})
     shown = {key: value for key, value in result.metrics.items() if value is not None}
     (folder / "report.md").write_text(
         render_report(
@@ -392,6 +421,7 @@ def _write_papers(
             metrics=shown,
             switches=result.switches,
             samples=result.samples,
+            calibration=_calibration_table(calibration),
             dataset={"rows": dataset.manifest["splits"], **_counts(dataset)},
         ),
         encoding="utf-8",
@@ -409,10 +439,22 @@ def _write_papers(
     )
     for name, value in (
         ("metrics.json", result.metrics),
+        ("calibration.json", calibration.to_dict()),
         ("contract.json", dict(contract_report)),
         ("losses.json", result.fit.history),
     ):
         (folder / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def _calibration_table(calibration: Calibration) -> dict[str, Any]:
+    shown = ("coverage", "risk", "false_abstention", "abstention_recall")
+    return {
+        "validation questions": calibration.questions,
+        "area under the risk-coverage curve": calibration.aurc,
+        "withheld below": calibration.abstain_below,
+        "with this threshold": {name: getattr(calibration.chosen, name) for name in shown},
+        "without": {name: getattr(calibration.without, name) for name in shown},
+    }
 
 
 def _counts(dataset: DatasetVersion) -> dict[str, Any]:

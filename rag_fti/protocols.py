@@ -11,6 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+FLOAT = "float"
+"""Precision of embedders that compute in float32, bfloat16 or float16."""
+
 Vectors = npt.NDArray[np.float32]
 Message = Mapping[str, str]
 """One chat message: ``{"role": "system" | "user" | "assistant", "content": text}``."""
@@ -34,10 +37,31 @@ class EmbedderFingerprint:
     normalized: bool
     query_prompt: str
     document_prompt: str
+    precision: str = FLOAT
+    """How weights were quantised, where they were, such as ``int8 by onnx``."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The fingerprint as JSON-ready values."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        """The fingerprint as JSON-ready values; ``precision`` only where it is not float."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        if self.precision == FLOAT:
+            del values["precision"]
+        return values
+
+
+def embedder_differences(
+    recorded: Mapping[str, Any], present: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Where two recorded fingerprints differ in what decides vectors.
+
+    Returns:
+        Name of the property to its recorded and its present value.
+    """
+    one, other = ({"precision": FLOAT, **values} for values in (recorded, present))
+    return {
+        name: (one.get(name), other.get(name))
+        for name in sorted(one.keys() | other.keys())
+        if name != "model" and one.get(name) != other.get(name)
+    }
 
 
 class Embedder(Protocol):
@@ -110,9 +134,11 @@ class Generation:
     completion_tokens: int
     finish_reason: str
     """``stop`` (end token or stop sequence), ``length`` or ``cancelled``."""
-    abstain_probability: float | None = None
-    """Probability that the first generated token starts the abstention text, in [0, 1].
-    None where the engine does not tell."""
+    confidence: float | None = None
+    """In [0, 1]: geometric mean of the probabilities of the generated tokens (Malinin and Gales
+    2021, "Uncertainty Estimation in Autoregressive Structured Prediction"), times the
+    probability of not abstaining where the abstention text is one token of the model. None
+    where the engine does not tell."""
 
 
 @dataclass

@@ -278,6 +278,9 @@ class Answer:
     finish_reason: str = "stop"
     history: tuple[Mapping[str, str], ...] = ()
     """Earlier ``{"role", "content"}`` turns that were taken into account, oldest first."""
+    confidence: float | None = None
+    """See :attr:`rag_fti.protocols.Generation.confidence`; of what the model said, also where it
+    was withheld."""
 
     def to_dict(self) -> dict[str, Any]:
         """The promised keys of ``ask --json`` plus token usage."""
@@ -285,6 +288,7 @@ class Answer:
             "id": self.id,
             "answer": self.answer,
             "abstained": self.abstained,
+            "confidence": self.confidence,
             "citations": [citation.to_dict() for citation in self.citations],
             "model": self.model,
             "snapshot": self.snapshot,

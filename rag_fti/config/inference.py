@@ -32,6 +32,8 @@ class RetrievalConfig(Section):
     """Chunks before and after a hit that are shown with it."""
     context_tokens: Annotated[int, Field(ge=64, le=1_000_000)] = 1200
     """Token budget of the packed passages, in the generator's tokens."""
+    query_cache: Annotated[int, Field(ge=0, le=1_000_000)] = 4096
+    """Questions whose vectors are remembered (the least recently asked go first); 0 is none."""
 
 
 class InferenceConfig(Section):
@@ -41,9 +43,10 @@ class InferenceConfig(Section):
     """Most tokens of an answer."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     """0 is greedy."""
-    abstain_above: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Abstain when the model's own abstention probability exceeds this; 1 leaves the choice to
-    greedy decoding."""
+    abstain_below: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Answers the model is less confident of are withheld; empty takes the threshold that the
+    model version was calibrated with, 0 leaves abstaining to the model. Above 0, answers are
+    streamed at their end."""
     condense: Literal["off", "previous", "model"] = "previous"
     """What a follow-up question is searched with: itself, itself after the user's previous turn,
     or a version that the model rewrote to stand alone."""

@@ -92,5 +92,8 @@ class TrainingConfig(Section):
     """Also store merged full weights."""
     samples: Annotated[int, Field(ge=0, le=100)] = 4
     """Validation questions that are answered before and after, for the report."""
+    max_false_abstention: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """The version is calibrated to withhold its least confident answers, as many as leave at most
+    this share of the answerable validation questions unanswered."""
     trackers: tuple[Literal["tensorboard", "mlflow"], ...] = ()
     """Experiment trackers to report to."""

@@ -8,8 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rag_fti.evaluation.calibration import calibrate, draw_risk_coverage
 from rag_fti.evaluation.gates import GateResult
-from rag_fti.evaluation.scoring import Interval, Judged
+from rag_fti.evaluation.scoring import Interval, Judged, replies
 from rag_fti.files import write_bytes_atomic, write_json_atomic
 
 _SHOWN = (
@@ -21,6 +22,7 @@ _SHOWN = (
     "abstention_precision",
     "abstention_recall",
     "false_abstention",
+    "aurc",
     "retrieval_recall",
     "latency_mean_seconds",
     "latency_p95_seconds",
@@ -46,7 +48,7 @@ def write_report(
     verdict: str,
     judged: Mapping[str, Sequence[Judged]],
 ) -> Path:
-    """Write ``report.json``, ``report.md`` and ``scores.png`` (where matplotlib is installed).
+    """Write ``report.json``, ``report.md`` and, where matplotlib is installed, two pictures.
 
     Args:
         folder: New directory.
@@ -67,6 +69,13 @@ def write_report(
     if drawn:
         folder.mkdir(parents=True, exist_ok=True)
         _draw(folder / "scores.png", scores)
+        draw_risk_coverage(
+            folder / "risk_coverage.png",
+            {
+                name: calibrate(replies(items), max_false_abstention=0.0)
+                for name, items in judged.items()
+            },
+        )
     write_bytes_atomic(
         folder / "report.md",
         _markdown(
@@ -125,7 +134,7 @@ def _markdown(
     lines = [f"# {title}", "", f"**{verdict}**", ""]
     lines += [f"- {key}: {value}" for key, value in facts.items()] + [""]
     if drawn:
-        lines += ["![Scores](scores.png)", ""]
+        lines += ["![Scores](scores.png)", "", "![Risk and coverage](risk_coverage.png)", ""]
     lines += ["## Gates", "", "| gate | holds | value | condition | questions |"]
     lines += ["| --- | --- | --- | --- | --- |"]
     lines += [

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rag_fti.evaluation.answers import best_exact_match, best_f1
+from rag_fti.evaluation.calibration import Reply, area, risk_coverage
 from rag_fti.schemas import Answer
 
 PER_QUESTION = ("f1", "exact_match")
@@ -42,6 +43,8 @@ class Judged:
     """Whether a supporting passage was in the prompt."""
     seconds: float
     """Retrieval and generation; the share of one question where several ran together."""
+    confidence: float | None = None
+    """Of what the model said, also where it was withheld."""
 
 
 def judge(
@@ -84,6 +87,7 @@ def judge(
         supporting=len(cited & supporting_chunks),
         retrieved=bool({hit.chunk_id for hit in answer.hits} & supporting_chunks),
         seconds=answer.retrieval_seconds + answer.generation_seconds,
+        confidence=answer.confidence,
     )
 
 
@@ -98,7 +102,8 @@ def scores(judged: Sequence[Judged]) -> dict[str, Any]:
         cited passages that hold the answer; ``citation_recall``: share of the answers given to
         answerable questions that cite one that does. ``abstention_precision``: share of
         abstentions that were right; ``abstention_recall``: share of the unanswerable abstained
-        from; ``false_abstention``: share of the answerable abstained from.
+        from; ``false_abstention``: share of the answerable abstained from. ``aurc``: area under
+        the risk-coverage curve of the answers given.
         ``latency_mean_seconds``, ``latency_p95_seconds``. A metric that nothing can be said
         about is None.
     """
@@ -122,6 +127,7 @@ def scores(judged: Sequence[Judged]) -> dict[str, Any]:
         "abstention_precision": _mean([float(not j.answerable) for j in abstained]),
         "abstention_recall": _mean([float(j.abstained) for j in unanswerable]),
         "false_abstention": _mean([float(j.abstained) for j in answerable]),
+        "aurc": area(risk_coverage(replies(judged))),
         "latency_mean_seconds": _mean(seconds),
         "latency_p95_seconds": round(float(np.percentile(seconds, 95)), 4) if seconds else None,
     }
@@ -178,6 +184,20 @@ def by_question(judged: Sequence[Judged], metric: str) -> Mapping[str, float]:
     return {
         j.question_id: float(getattr(j, name)) for j in judged if j.answerable or name == metric
     }
+
+
+def replies(judged: Sequence[Judged]) -> list[Reply]:
+    """The answers as calibration sees them, those of models that do not tell left out."""
+    return [
+        Reply(
+            confidence=j.confidence,
+            score=j.f1 if j.answerable else 0.0,
+            answerable=j.answerable,
+            abstained=j.abstained,
+        )
+        for j in judged
+        if j.confidence is not None
+    ]
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -47,6 +47,17 @@ def build_engine(
     return assemble(settings, retriever=retriever, served=served)
 
 
+def calibrated_threshold(served: ServedModel) -> float:
+    """The confidence below which a version's answers are withheld, as its training found it.
+
+    0 for models that stream word by word: withholding would hold every answer back to its end,
+    which is for the user to choose (``inference.abstain_below``).
+    """
+    if not getattr(served.generator, "restores_text", False):
+        return 0.0
+    return float((served.manifest.get("calibration") or {}).get("abstain_below", 0.0))
+
+
 def assemble(settings: Settings, *, retriever: Retriever, served: ServedModel) -> Engine:
     """An engine from an opened retriever and model, checked against each other.
 
@@ -64,6 +75,9 @@ def assemble(settings: Settings, *, retriever: Retriever, served: ServedModel) -
         )
     template = getattr(served.generator, "chat_template", None)
     section = settings.inference
+    threshold = section.abstain_below
+    if threshold is None:
+        threshold = calibrated_threshold(served)
     return Engine(
         retriever=retriever,
         served=served,
@@ -71,7 +85,7 @@ def assemble(settings: Settings, *, retriever: Retriever, served: ServedModel) -
         context_tokens=settings.retrieval.context_tokens,
         max_tokens=section.max_tokens,
         temperature=section.temperature,
-        abstain_above=section.abstain_above,
+        abstain_below=threshold,
         condense_mode=section.condense,
         history_turns=section.history_turns,
         follow=section.follow,

@@ -64,8 +64,9 @@ class Engine:
         context_tokens: Most tokens of passages in a prompt.
         max_tokens: Most tokens of an answer.
         temperature: 0 is greedy.
-        abstain_above: Abstain when the model's own abstention probability exceeds this; 1
-            leaves it to decoding.
+        abstain_below: Answers of less confidence (see
+            :attr:`rag_fti.protocols.Generation.confidence`) are withheld; 0 leaves abstaining
+            to the model.
         condense_mode: How follow-up questions are made findable.
         history_turns: Most earlier turns in a prompt.
         follow: Snapshot or tag to read at; empty follows the newest state.
@@ -80,7 +81,7 @@ class Engine:
         context_tokens: int = 1200,
         max_tokens: int = 128,
         temperature: float = 0.0,
-        abstain_above: float = 1.0,
+        abstain_below: float = 0.0,
         condense_mode: str = "previous",
         history_turns: int = 4,
         follow: str = "",
@@ -91,15 +92,13 @@ class Engine:
         self._context_tokens = context_tokens
         self._max_tokens = max_tokens
         self._temperature = temperature
-        self._abstain_above = abstain_above
+        self._abstain_below = abstain_below
         self._condense_mode = condense_mode
         self._history_turns = history_turns
         self._follow = follow
-        generator = served.generator
-        self._restore = bool(getattr(generator, "restores_text", False))
-        tells = bool(getattr(generator, "tells_abstention", False))
+        self._restore = bool(getattr(served.generator, "restores_text", False))
         # An answer whose words or existence are settled only at its end cannot be shown before.
-        self._show_at_end = self._restore or (tells and abstain_above < 1.0)
+        self._show_at_end = self._restore or abstain_below > 0
 
     @property
     def model(self) -> str:
@@ -311,14 +310,14 @@ class Engine:
             retrieval_seconds=prepared.retrieved.seconds,
             generation_seconds=seconds,
             finish_reason=made.finish_reason if made else "stop",
+            confidence=made.confidence if made else None,
             history=prepared.history,
         )
 
     def _settle(self, prepared: Prepared, made: Generation | None) -> Settled:
         if made is None:
             return ABSTAINED
-        probability = made.abstain_probability
-        if probability is not None and probability > self._abstain_above:
+        if made.confidence is not None and made.confidence < self._abstain_below:
             return ABSTAINED
         if made.finish_reason == "cancelled" and not made.text.strip():
             return Settled(text="", abstained=False, citations=())

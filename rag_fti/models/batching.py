@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,12 @@ class Job:
     outputs: queue.SimpleQueue[str | Generation | BaseException] = field(
         default_factory=queue.SimpleQueue
     )
-    abstain_probability: float | None = None
+    abstain_probability: float = 0.0
+    """Of the abstention token as first token; 0 where the model has no such token."""
+    log_probability: float = 0.0
+    """Of the tokens generated so far, the end token among them."""
+    scored: int = 0
+    """How many those are."""
     cancelled: bool = False
     delivered: bool = False
     """Whether the reader has got its last item."""
@@ -54,6 +60,12 @@ class Job:
         except Exception as error:  # handed to the reader, whatever it is
             self.fail(error)
 
+    @property
+    def confidence(self) -> float:
+        """See :attr:`rag_fti.protocols.Generation.confidence`."""
+        mean = self.log_probability / max(1, self.scored)
+        return math.exp(min(0.0, mean)) * (1.0 - self.abstain_probability)
+
     def finish(self) -> None:
         """Deliver the finished generation."""
         reason = self.continuation.finish_reason or ("cancelled" if self.cancelled else "length")
@@ -62,7 +74,7 @@ class Job:
             prompt_tokens=len(self.prompt),
             completion_tokens=self.continuation.tokens,
             finish_reason=reason,
-            abstain_probability=self.abstain_probability,
+            confidence=self.confidence,
         )
         self._deliver(made)
 
@@ -85,7 +97,7 @@ class RowSampler(LogitsProcessor):  # type: ignore[misc]
 
     Args:
         jobs: One per row.
-        abstain_id: Token whose first-step probability is recorded, or None.
+        abstain_id: Token whose first-step probability lowers the confidence, or None.
     """
 
     def __init__(self, jobs: Sequence[Job], *, abstain_id: int | None, device: str) -> None:
@@ -104,15 +116,31 @@ class RowSampler(LogitsProcessor):  # type: ignore[misc]
             for job, share in zip(self._jobs, shares, strict=True):
                 job.abstain_probability = float(share)
         self._first = False
-        if not self._random:
-            return scores
-        scores = scores.clone()
+        choices = scores.argmax(dim=-1)
         for row, random in self._random.items():
             if not self._jobs[row].done:
-                choice = sample(scores[row], self._jobs[row].request, random)
-                scores[row] = -torch.inf
-                scores[row, choice] = 0.0
-        return scores
+                choices[row] = sample(scores[row], self._jobs[row].request, random)
+        record(self._jobs, scores, choices)
+        if not self._random:
+            return scores
+        chosen = torch.full_like(scores, -torch.inf)
+        return chosen.scatter(1, choices[:, None], 0.0)
+
+
+def record(jobs: Sequence[Job], logits: Tensor, choices: Tensor) -> None:
+    """Add the log probability of each row's next token to its job.
+
+    Args:
+        jobs: One per row; those that are done are left alone.
+        logits: float ``(rows, vocabulary)``.
+        choices: int64 ``(rows,)``.
+    """
+    logits = logits.float()
+    chosen = logits.gather(1, choices[:, None])[:, 0] - logits.logsumexp(dim=-1)
+    for job, value in zip(jobs, chosen.tolist(), strict=True):
+        if not job.done:
+            job.log_probability += value
+            job.scored += 1
 
 
 def new_random(request: GenerationRequest, device: str) -> torch.Generator:

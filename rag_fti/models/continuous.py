@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from rag_fti.models.batching import Job, new_random, sample
+from rag_fti.models.batching import Job, new_random, record, sample
 
 
 class ContinuousBatch:
@@ -25,7 +25,7 @@ class ContinuousBatch:
     Args:
         model: A causal LM that :func:`supports_joining`.
         pad_id: Token id of padding.
-        abstain_id: Token whose first-step probability is recorded, or None.
+        abstain_id: Token whose first-step probability lowers the confidence, or None.
         device: Torch device name.
     """
 
@@ -99,11 +99,14 @@ class ContinuousBatch:
 
     def _deliver(self, jobs: Sequence[Job], logits: Tensor) -> list[int]:
         """Choose each row's token and pass it on."""
-        tokens = [int(token) for token in logits.argmax(dim=-1).tolist()]
+        choices = logits.argmax(dim=-1)
         for row, job in enumerate(jobs):
             random = self._random.get(id(job))
             if random is not None:
-                tokens[row] = sample(logits[row], job.request, random)
+                choices[row] = sample(logits[row], job.request, random)
+        record(jobs, logits, choices)
+        tokens: list[int] = choices.tolist()
+        for row, job in enumerate(jobs):
             job.take(tokens[row])
             if job.done:
                 self._random.pop(id(job), None)

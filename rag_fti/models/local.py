@@ -91,8 +91,6 @@ class LocalGenerator:
         self.restores_text = not _keeps_text(tokenizer)
         """Whether the tokenizer changes text (case, accents, spaces), so that an answer has to
         be put back into the words of its source."""
-        self.tells_abstention = self._abstain_id is not None
-        """Whether generations carry ``abstain_probability``."""
 
     @property
     def batching(self) -> str:

@@ -75,6 +75,7 @@ def render_report(
     metrics: Mapping[str, Any],
     switches: Mapping[str, Any],
     samples: Sequence[Sample],
+    calibration: Mapping[str, Any],
     dataset: Mapping[str, Any],
 ) -> str:
     """The training report as Markdown."""
@@ -88,7 +89,11 @@ def render_report(
         lines += [f"## {heading}", "", "| | |", "| --- | --- |"]
         lines += [f"| {key} | {_cell(value)} |" for key, value in table.items()]
         lines.append("")
+    lines += ["## Calibration", "", "![Risk-coverage curve](risk_coverage.png)", ""]
+    lines += ["| | |", "| --- | --- |"]
+    lines += [f"| {key} | {_cell(value)} |" for key, value in calibration.items()]
     lines += [
+        "",
         "## Samples",
         "",
         "| question | expected | before | after |",

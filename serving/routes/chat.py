@@ -160,6 +160,7 @@ def extras(answer: Answer) -> dict[str, Any]:
     return {
         "citations": [citation.to_dict() for citation in answer.citations],
         "abstained": answer.abstained,
+        "confidence": answer.confidence,
         "snapshot": answer.snapshot,
     }
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from rag_fti.inference import Engine, ServedModel, build_engine
 from rag_fti.inference.building import assemble
 from rag_fti.inference.engine import Sampling
 from rag_fti.models.local import LocalGenerator
-from rag_fti.protocols import Cancellation
+from rag_fti.protocols import Cancellation, Generation
 from rag_fti.schemas import Answer
 from tests.inference.corpus import CORPUS, FirstSentence, HashEmbedder, fill
 from tests.inference.tiny import tiny_model, tiny_tokenizer
@@ -217,25 +218,50 @@ def test_a_real_model_in_process(build: Callable[..., Engine]) -> None:
     generator.close()
 
 
-def test_the_abstention_threshold_overrides_the_text(build: Callable[..., Engine]) -> None:
-    class Doubts(FirstSentence):
-        tells_abstention = True
+class Doubts(FirstSentence):
+    """Says how sure it is: 0.4."""
 
-        def stream(self, request: Any, cancellation: Any = None) -> Any:
-            from dataclasses import replace
+    def stream(self, request: Any, cancellation: Any = None) -> Any:
+        *pieces, last = super().stream(request, cancellation)
+        yield from pieces
+        assert isinstance(last, Generation)
+        yield replace(last, confidence=0.4)
 
-            *pieces, last = super().stream(request, cancellation)
-            yield from pieces
-            yield replace(last, abstain_probability=0.4)
 
-    sure = build(Doubts(), inference__abstain_above=0.5)
-    unsure = build(Doubts(), inference__abstain_above=0.3)
-    assert not sure.answer("Who keeps the cellar key?").abstained
-    assert unsure.answer("Who keeps the cellar key?").abstained
-    *pieces, last = unsure.stream("Who keeps the cellar key?", sampling=Sampling())
+def test_an_answer_below_the_threshold_is_withheld(build: Callable[..., Engine]) -> None:
+    bold = build(Doubts(), inference__abstain_below=0.3)
+    careful = build(Doubts(), inference__abstain_below=0.5)
+    assert not bold.answer("Who keeps the cellar key?").abstained
+    answer = careful.answer("Who keeps the cellar key?")
+    assert answer.abstained
+    assert answer.confidence == 0.4
+    *pieces, last = careful.stream("Who keeps the cellar key?", sampling=Sampling())
     assert "".join(map(str, pieces)) == prompts.ABSTENTION
     assert isinstance(last, Answer)
     assert last.citations == ()
+
+
+def test_a_version_brings_its_own_threshold(
+    build: Callable[..., Engine], settings: Settings
+) -> None:
+    class Restored(Doubts):
+        restores_text = True
+
+    retriever = build().retriever
+    manifest = {"calibration": {"abstain_below": 0.5}}
+    for generator, chosen, abstains in (
+        (Restored(), None, True),
+        (Restored(), 0.0, False),
+        (Doubts(), None, False),  # it streams word by word, and goes on doing so
+        (Doubts(), 0.5, True),
+    ):
+        own = settings.inference.model_copy(update={"abstain_below": chosen})
+        engine = assemble(
+            settings.model_copy(update={"inference": own}),
+            retriever=retriever,
+            served=ServedModel(generator, manifest),
+        )
+        assert engine.answer("Who keeps the cellar key?").abstained is abstains
 
 
 def test_a_model_of_another_store_is_refused(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -87,7 +88,7 @@ def test_usage_and_length(generator: LocalGenerator) -> None:
     assert made.finish_reason in ("length", "stop")
     assert made.completion_tokens <= 5
     assert made.prompt_tokens == generator.count_prompt_tokens(request("count me").messages)
-    assert made.abstain_probability is None
+    assert made.confidence is not None and 0 < made.confidence < 1
 
 
 def test_pieces_add_up_to_the_text(generator: LocalGenerator) -> None:
@@ -342,7 +343,27 @@ def test_loading_from_a_directory_merges_an_adapter(tmp_path: Path) -> None:
     tuned.close()
 
 
-def test_one_token_abstention_is_reported_with_its_probability() -> None:
+def test_confidence_is_the_geometric_mean_of_the_token_probabilities(
+    generator: LocalGenerator, parts: tuple[Any, Any]
+) -> None:
+    model, tokenizer = parts
+    texts = ["hello", "a much longer question about nothing in particular"]
+    made = generator.generate([request(text, max_tokens=9) for text in texts])
+    for text, generation in zip(texts, made, strict=True):
+        ids = prompts.prompt_token_ids(tokenizer, request(text).messages)
+        logs: list[float] = []
+        with torch.no_grad():
+            for _ in range(9):
+                logits = model(input_ids=torch.tensor([ids])).logits[0, -1].float()
+                logs.append(float(logits.log_softmax(-1).max()))
+                ids = [*ids, int(logits.argmax())]
+                if ids[-1] == tokenizer.eos_token_id:
+                    break
+        expected = math.exp(sum(logs) / len(logs))
+        assert generation.confidence == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_chance_of_abstaining_lowers_the_confidence() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens([prompts.ABSTENTION])
     model = tiny_model(len(tokenizer))
@@ -351,6 +372,7 @@ def test_one_token_abstention_is_reported_with_its_probability() -> None:
     ids = prompts.prompt_token_ids(tokenizer, request("who knows").messages)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ids])).logits[0, -1].float()
-    expected = torch.softmax(logits, -1)[tokenizer.convert_tokens_to_ids(prompts.ABSTENTION)]
-    assert made.abstain_probability == pytest.approx(float(expected), rel=1e-4)
+    chances = torch.softmax(logits, -1)
+    abstains = float(chances[tokenizer.convert_tokens_to_ids(prompts.ABSTENTION)])
+    assert made.confidence == pytest.approx(float(chances.max()) * (1 - abstains), rel=1e-4)
     generator.close()

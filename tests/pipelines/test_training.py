@@ -58,12 +58,17 @@ def test_a_fine_tune_becomes_a_registry_version(tmp_path: Path, llama: Path) -> 
         "contract.json",
         "report.md",
         "loss.png",
+        "calibration.json",
+        "risk_coverage.png",
         "manifest.json",
     } <= names
     manifest = version.manifest
     assert manifest["dataset_manifest_digest"] == dataset.manifest_digest
     assert manifest["prompt_digest"] == dataset.manifest["prompt_digest"]
     assert manifest["base_model"]["reference"] == str(llama)
+    calibration = manifest["calibration"]
+    assert calibration["questions"] == dataset.manifest["splits"]["validation"] > 0
+    assert 0 <= calibration["abstain_below"] < 1
     assert (version.path / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert "base_model:" in (version.path / "README.md").read_text()
     assert training.run(settings, reuse=True).version == 1

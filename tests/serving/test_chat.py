@@ -67,7 +67,7 @@ def test_a_stream_says_the_same_and_ends_with_citations(start: Start) -> None:
     assert len([e for e in events if e["choices"][0]["delta"].get("content")]) > 2
     last = events[-1]
     assert last["choices"][0]["finish_reason"] == "stop"
-    for key in ("citations", "abstained", "snapshot"):
+    for key in ("citations", "abstained", "confidence", "snapshot"):
         assert last[key] == whole[key]
 
 

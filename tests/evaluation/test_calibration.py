@@ -1,0 +1,78 @@
+"""The confidence threshold and the risk-coverage curve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rag_fti.evaluation.calibration import (
+    Reply,
+    area,
+    calibrate,
+    draw_risk_coverage,
+    risk_coverage,
+)
+
+
+def told(confidence: float, score: float, *, answerable: bool = True) -> Reply:
+    return Reply(confidence, score, answerable, abstained=False)
+
+
+REPLIES = [
+    told(0.9, 1.0),
+    told(0.8, 1.0),
+    told(0.7, 1.0),
+    told(0.6, 0.0, answerable=False),
+    told(0.5, 0.0),
+    told(0.4, 1.0),
+    told(0.3, 0.0, answerable=False),
+    Reply(0.2, 0.0, answerable=False, abstained=True),
+]
+
+
+def test_the_curve_counts_every_question() -> None:
+    curve = risk_coverage(REPLIES)
+    assert len(curve) == 7
+    whole = curve[0]
+    assert whole.threshold == 0.0
+    assert whole.coverage == 7 / 8
+    assert whole.risk == pytest.approx(3 / 7, abs=1e-4)
+    assert whole.false_abstention == 0.0
+    assert whole.abstention_recall == pytest.approx(1 / 3, abs=1e-4)
+    surest = curve[-1]
+    assert (surest.coverage, surest.risk) == (1 / 8, 0.0)
+    assert [p.coverage for p in curve] == sorted((p.coverage for p in curve), reverse=True)
+
+
+def test_as_much_is_withheld_as_is_allowed() -> None:
+    # 0.3 can be withheld for nothing, 0.4 and 0.5 cost one answerable question in five each.
+    none = calibrate(REPLIES, max_false_abstention=0.0)
+    assert none.abstain_below == pytest.approx(0.35)
+    two = calibrate(REPLIES, max_false_abstention=0.4)
+    assert two.abstain_below == pytest.approx(0.65)
+    assert two.chosen.abstention_recall == 1.0
+    assert two.chosen.risk == 0.0
+    assert two.without.coverage == 7 / 8
+
+
+def test_a_model_that_abstains_too_often_gets_no_threshold() -> None:
+    shy = [Reply(0.1, 0.0, answerable=True, abstained=True), told(0.9, 1.0), told(0.8, 0.0)]
+    assert calibrate(shy, max_false_abstention=0.1).abstain_below == 0.0
+
+
+@pytest.mark.parametrize("replies", [[], [Reply(0.5, 0.0, answerable=True, abstained=True)]])
+def test_nothing_to_learn_from(replies: list[Reply], tmp_path: Path) -> None:
+    found = calibrate(replies, max_false_abstention=0.1)
+    assert found.abstain_below == 0.0
+    assert found.aurc is None
+    draw_risk_coverage(tmp_path / "curve.png", {"none": found})
+
+
+def test_a_confidence_that_tells_lowers_the_area() -> None:
+    scores = [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    told_apart = [told(0.9 - 0.1 * n, score) for n, score in enumerate(scores)]
+    upside_down = [told(0.1 + 0.1 * n, score) for n, score in enumerate(scores)]
+    good, bad = area(risk_coverage(told_apart)), area(risk_coverage(upside_down))
+    assert good is not None and bad is not None
+    assert good < 0.5 < bad

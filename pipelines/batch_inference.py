@@ -414,9 +414,13 @@ class WorkFile:
         """Header and predictions of an interrupted run of the same job; empty where none is."""
         if not self.path.is_file():
             return {}, []
-        lines = self.path.read_bytes().split(b"\n")[:-1]  # a torn last line is done again
-        if not lines:
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if not whole:
             return {}, []
+        if whole < len(content):
+            os.truncate(self.path, whole)  # a torn last line is done again
+        lines = content[:whole].split(b"\n")[:-1]
         header = json.loads(lines[0])
         if header.get("job") != json.loads(json.dumps(job)):
             return {}, []
@@ -429,10 +433,7 @@ class WorkFile:
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Put finished predictions on disk."""
         data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-        with self.path.open("rb+") as stream:
-            content = stream.read()
-            stream.seek(content.rfind(b"\n") + 1)  # over a torn line
-            stream.truncate()
+        with self.path.open("ab") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from rag_fti.schemas import Answer
 
@@ -132,6 +132,10 @@ class _Live:
             time.monotonic()
             - min((e.since for e in tuple(services.exchanges)), default=time.monotonic()),
         )
+        queries = services.retriever.queries
+        yield _counter("rag_fti_query_cache_queries", "Questions to be embedded", queries.asked)
+        yield _counter("rag_fti_query_cache_hits", "Of these, remembered", queries.hits)
+        yield _gauge("rag_fti_query_cache_entries", "Questions remembered", len(queries))
         yield _gauge("rag_fti_log_rows_pending", "Log rows not on disk yet", services.log.pending)
         yield _gauge("rag_fti_log_rows_dropped", "Log rows given up", services.log.dropped)
         yield _gauge("rag_fti_degraded", "1 while not all is well", bool(services.problems()))
@@ -152,6 +156,10 @@ class _Live:
             waiting.add_metric([model], queued)
         yield running
         yield waiting
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value=float(value))
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -55,6 +55,7 @@ def build_retriever(
         neighbours=section.neighbours,
         reranker=reranker,
         rerank_candidates=settings.reranker.candidates,
+        query_cache=section.query_cache,
     )
 
 

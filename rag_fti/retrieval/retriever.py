@@ -10,16 +10,18 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from rag_fti.errors import ConfigError
+from rag_fti.errors import ConfigError, StoreError
 from rag_fti.protocols import Embedder, Reranker, Vectors
 from rag_fti.retrieval.diversity import maximal_marginal_relevance
 from rag_fti.retrieval.filters import restrict
 from rag_fti.retrieval.fusion import convex, reciprocal_rank
+from rag_fti.retrieval.queries import QueryVectors
 from rag_fti.schemas import Hit
 
 Mode = Literal["hybrid", "vector", "text"]
 
 _SEARCH_THREADS = 8
+_SEARCH_TRIES = 3
 
 
 class SearchableStore(Protocol):
@@ -82,6 +84,7 @@ class Retriever:
         neighbours: Chunks before and after a hit that are joined to it.
         reranker: Re-orders the first ``rerank_candidates`` hits.
         rerank_candidates: Hits that are re-scored.
+        query_cache: Questions whose vectors are remembered.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class Retriever:
         neighbours: int = 0,
         reranker: Reranker | None = None,
         rerank_candidates: int = 30,
+        query_cache: int = 4096,
     ) -> None:
         self.store = store
         self.embedder = embedder
@@ -112,6 +116,7 @@ class Retriever:
         self.neighbours = neighbours
         self.reranker = reranker
         self.rerank_candidates = rerank_candidates
+        self.queries = QueryVectors(embedder, size=query_cache)
         self._searchers = ThreadPoolExecutor(_SEARCH_THREADS, thread_name_prefix="search")
 
     def retrieve(
@@ -166,20 +171,31 @@ class Retriever:
                 f"Unknown search mode {mode!r}.", next_step="Use hybrid, vector or text."
             )
         condition = restrict(where, collections)
-        wanted = k or self.k
-        depth = max(wanted, self.candidates)
+        for left in reversed(range(_SEARCH_TRIES)):
+            snapshot = self.store.resolve(at)
+            try:
+                return self._search(questions, snapshot, mode=mode, where=condition, k=k or self.k)
+            except StoreError:
+                # A purge removes the state that is being read; the next one is there already.
+                if not left or self.store.resolve(at) == snapshot:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _search(
+        self, questions: Sequence[str], snapshot: str, *, mode: Mode, where: str | None, k: int
+    ) -> list[Retrieved]:
+        depth = max(k, self.candidates)
         started = time.perf_counter()
-        snapshot = self.store.resolve(at)
         # Full text needs no vector: it is searched while the questions are embedded.
         by_text = [
             self._searchers.submit(
-                self.store.search_text, question, k=depth, where=condition, at=snapshot
+                self.store.search_text, question, k=depth, where=where, at=snapshot
             )
             if mode != "vector" and question.strip()
             else None
             for question in questions
         ]
-        vectors = None if mode == "text" else self.embedder.encode_queries(questions)
+        vectors = None if mode == "text" else self.queries.encode(questions)
         shared = (time.perf_counter() - started) / len(questions)
         results = []
         for number, question in enumerate(questions):
@@ -187,14 +203,12 @@ class Retriever:
             rankings = []
             if vectors is not None and question.strip():
                 rankings.append(
-                    self.store.search_vectors(
-                        vectors[number], k=depth, where=condition, at=snapshot
-                    )
+                    self.store.search_vectors(vectors[number], k=depth, where=where, at=snapshot)
                 )
             text_search = by_text[number]
             if text_search is not None:
                 rankings.append(text_search.result())
-            hits = self._refine(question, rankings, k=wanted, at=snapshot)
+            hits = self._refine(question, rankings, k=k, at=snapshot)
             results.append(Retrieved(tuple(hits), snapshot, shared + time.perf_counter() - started))
         return results
 

@@ -163,7 +163,7 @@ def fit(
         loss: Mean loss of a batch; None takes the one that the model returns.
 
     Raises:
-        TrainingError: If the loss is no number, or memory runs out.
+        TrainingError: If the loss is no number, memory runs out, or a tracker fails.
     """
     from accelerate import PartialState
 
@@ -185,7 +185,7 @@ def fit(
         data_collator=meter,
         train_dataset=_Rows(train),
         eval_dataset=_Rows(validation) if validation else None,
-        callbacks=[watch],
+        callbacks=[watch, *_tensorboard(options, work)],
     )
     for callback in list(trainer.callback_handler.callbacks):
         if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
@@ -201,6 +201,11 @@ def fit(
         if is_out_of_memory(error):
             raise OutOfMemory(micro_rows=schedule.micro_rows) from error
         raise
+    except _tracker_errors(options) as error:
+        raise TrainingError(
+            f"An experiment tracker failed: {error}",
+            next_step="Check MLFLOW_TRACKING_URI, or take mlflow out of training.trackers.",
+        ) from error
     # The other processes of a distributed run publish nothing and keep what they have.
     best = (
         watch.restore_best(trainer.model, trainer.state.log_history)
@@ -420,6 +425,26 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         return min(entries)[1]
 
 
+def _tensorboard(options: FitOptions, work: Path) -> list[TrainerCallback]:
+    """Events go beside the checkpoints, which are removed when a run is published."""
+    if "tensorboard" not in options.trackers:
+        return []
+    from transformers.integrations import TensorBoardCallback
+
+    callback = TensorBoardCallback()
+    # TENSORBOARD_LOGGING_DIR, read by the callback, wins.
+    callback.logging_dir = callback.logging_dir or str(work.parent / "tensorboard" / work.name)
+    return [callback]
+
+
+def _tracker_errors(options: FitOptions) -> tuple[type[Exception], ...]:
+    if "mlflow" not in options.trackers:
+        return ()
+    from mlflow.exceptions import MlflowException
+
+    return (MlflowException,)
+
+
 def _arguments(
     options: FitOptions, schedule: Schedule, work: Path, *, evaluates: bool
 ) -> TrainingArguments:
@@ -455,7 +480,9 @@ def _arguments(
         train_sampling_strategy="sequential",
         label_names=["labels"],
         disable_tqdm=True,
-        report_to=list(options.trackers) or "none",
+        run_name=work.name,
+        # TensorBoard has its own callback: Trainer would write below the checkpoints.
+        report_to=[name for name in options.trackers if name != "tensorboard"] or "none",
     )
     # Several visible GPUs without a launcher: use one. DataParallel would split packed rows.
     if arguments.n_gpu > 1:

@@ -131,6 +131,7 @@ def run_job(
     from transformers import set_seed
 
     device = pick_device(options.device)
+    _require_packages(options, device)
     _use_own_gpu(device)
     dtype = pick_dtype(options.dtype, device)
     set_seed(options.seed)
@@ -230,10 +231,6 @@ def _load_model(base: Path, options: JobOptions, device: str, dtype: torch.dtype
     )
     # A cache would make transformers take packed rows for one long sequence.
     model.config.use_cache = False
-    if options.liger:
-        _require("liger_kernel", "training.liger", "liger-kernel")
-    for tracker in options.trackers:
-        _require(tracker, f"training.trackers={tracker}", tracker)
     lora = options.lora
     return add_adapter(
         model,
@@ -393,6 +390,18 @@ def _use_own_gpu(device: str) -> None:
     """Under torchrun or accelerate, every process has a GPU of its own."""
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
+def _require_packages(options: JobOptions, device: str) -> None:
+    if options.liger:
+        if device != "cuda":
+            raise ConfigError(
+                f"training.liger needs a CUDA GPU; this runs on {device}.",
+                next_step="Set training.liger=false.",
+            )
+        _require("liger_kernel", "training.liger", "liger-kernel")
+    for tracker in options.trackers:
+        _require(tracker, f"training.trackers={tracker}", tracker)
 
 
 def _require(module: str, setting: str, package: str) -> None:

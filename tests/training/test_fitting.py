@@ -231,7 +231,7 @@ def test_options_that_do_not_fit_are_refused(tiny_llama: Path, tmp_path: Path) -
         train(tiny_llama, tmp_path, lora=LoraOptions(targets=("no_such_module",)))
     with pytest.raises(ConfigError, match="needs bitsandbytes and a CUDA GPU"):
         train(tiny_llama, tmp_path, quantize="4bit")
-    with pytest.raises(ConfigError, match="liger-kernel"):
+    with pytest.raises(ConfigError, match="liger needs a CUDA GPU"):
         train(tiny_llama, tmp_path, liger=True)
     with pytest.raises(ConfigError, match="needs the package mlflow"):
         train(tiny_llama, tmp_path, trackers=("mlflow",))

@@ -24,11 +24,13 @@ COLOURS = ("red", "green", "blue", "white", "black", "yellow", "brown", "grey")
 RETRIEVAL = {"mode": "hybrid", "k": 2}
 
 
-def build_llama(directory: Path, *, hidden: int = 32, layers: int = 2, seed: int = 0) -> Path:
-    """Save a random Llama-shaped model and its tokenizer; returns the directory."""
+def build_llama(
+    directory: Path, *, hidden: int = 32, layers: int = 2, seed: int = 0, family: str = "llama"
+) -> Path:
+    """Save a random Llama- or Qwen-shaped model and its tokenizer; returns the directory."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     special = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|unk|>"]
     tokenizer = Tokenizer(models.WordLevel(unk_token="<|unk|>"))
@@ -44,7 +46,8 @@ def build_llama(directory: Path, *, hidden: int = 32, layers: int = 2, seed: int
         chat_template=CHAT_TEMPLATE,
     )
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
+        family,
         vocab_size=len(fast),
         hidden_size=hidden,
         intermediate_size=2 * hidden,
@@ -55,9 +58,10 @@ def build_llama(directory: Path, *, hidden: int = 32, layers: int = 2, seed: int
         pad_token_id=fast.pad_token_id,
         eos_token_id=fast.eos_token_id,
         bos_token_id=None,
-        tie_word_embeddings=False,
+        # As the small ones of these families have it: SmolLM2 and Llama 3.2 tie, Qwen3 too.
+        tie_word_embeddings=family != "llama",
     )
-    LlamaForCausalLM(config).save_pretrained(str(directory))
+    AutoModelForCausalLM.from_config(config).save_pretrained(str(directory))
     fast.save_pretrained(str(directory))
     return directory
 

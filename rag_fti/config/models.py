@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from rag_fti.config.section import Section
 
@@ -21,10 +21,12 @@ class EmbedderConfig(Section):
     """Hub revision (commit hash); pin it for hub models."""
     device: Device = "auto"
     """Where it runs; ``auto`` takes a GPU when there is one."""
-    dtype: Dtype = "auto"
-    """Arithmetic; ``auto`` is bfloat16 where the processor computes it natively."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    """Arithmetic; ``auto`` is bfloat16 where the processor computes it natively (float32 with
+    ``onnx``). ``int8`` needs a compiled backend, and makes other vectors: a store keeps to it."""
     backend: Literal["torch", "onnx", "openvino"] = "torch"
-    """Inference backend of sentence-transformers."""
+    """``onnx`` and ``openvino`` run a compiled form of the model on the CPU (extra
+    ``compiled``)."""
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 32
     """Texts per forward pass."""
     processes: Annotated[int, Field(ge=1, le=256)] = 1
@@ -35,6 +37,15 @@ class EmbedderConfig(Section):
     """Text put before every question."""
     document_prompt: str = ""
     """Text put before every chunk."""
+
+    @model_validator(mode="after")
+    def _runs_on_its_backend(self) -> EmbedderConfig:
+        unable = {"torch": {"int8"}, "onnx": {"bfloat16", "float16"}, "openvino": set[str]()}
+        if self.dtype in unable[self.backend]:
+            raise ValueError(f"dtype {self.dtype} is not possible with backend {self.backend}")
+        if self.backend != "torch" and self.device not in ("auto", "cpu"):
+            raise ValueError(f"backend {self.backend} runs on the CPU, not on {self.device}")
+        return self
 
 
 class RerankerConfig(Section):

@@ -18,7 +18,7 @@ from rag_fti import ids, schemas
 from rag_fti.errors import IncompatibleArtifact, SnapshotNotFound, StoreError
 from rag_fti.feature_store import indexes, maintenance
 from rag_fti.feature_store.tables import Tables, mapped_errors, sql_in, sql_string
-from rag_fti.protocols import EmbedderFingerprint, Vectors
+from rag_fti.protocols import EmbedderFingerprint, Vectors, embedder_differences
 from rag_fti.schemas import Hit
 
 logger = logging.getLogger(__name__)
@@ -210,10 +210,10 @@ class FeatureStore:
         if chunks is None:
             return ""
         stored = json.loads((chunks.schema.metadata or {})[b"embedder"])
+        differences = embedder_differences(stored, embedder.to_dict())
         return "; ".join(
-            f"{key} is {stored[key]!r} in the store and {value!r} here"
-            for key, value in embedder.to_dict().items()
-            if key != "model" and stored[key] != value
+            f"{name} is {theirs!r} in the store and {ours!r} here"
+            for name, (theirs, ours) in differences.items()
         )
 
     # -- searching -------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from rag_fti import prompts
 from rag_fti.config import Settings
 from rag_fti.config.models import LocalGeneratorConfig, RemoteGeneratorConfig
 from rag_fti.errors import IncompatibleArtifact, ModelNotFound
-from rag_fti.protocols import Generator
+from rag_fti.protocols import Generator, embedder_differences
 from rag_fti.retrieval import retrieval_settings
 
 if TYPE_CHECKING:
@@ -222,9 +222,8 @@ def check_store(
     trained = manifest.get("embedder")
     if trained:
         differing = [
-            f"{key} was {trained.get(key)!r} and is {value!r}"
-            for key, value in embedder.items()
-            if key != "model" and trained.get(key) != value
+            f"{name} was {before!r} and is {now!r}"
+            for name, (before, now) in embedder_differences(trained, embedder).items()
         ]
         if differing:
             raise IncompatibleArtifact(

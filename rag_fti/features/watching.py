@@ -6,9 +6,10 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from rag_fti.features.ingestion import Ingestor, IngestTotals
+from rag_fti.features.ingestion import Ingestor
 from rag_fti.features.loading.formats import format_of, is_archive
 from rag_fti.features.loading.sources import is_url, matches_any, source_name
+from rag_fti.features.totals import IngestTotals
 
 _DEBOUNCE_MS = 250
 _STEP_MS = 50

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,11 +78,11 @@ class Summary:
     documents: dict[str, int]
     chunks: dict[str, int]
     failures: list[dict[str, str]]
+    near_duplicates: list[dict[str, Any]]
     seconds: float
     contract: dict[str, Any]
     skipped: int = 0
     dry_run: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -92,11 +92,11 @@ class Summary:
             "documents": self.documents,
             "chunks": self.chunks,
             "failures": self.failures,
+            "near_duplicates": self.near_duplicates,
             "skipped": self.skipped,
             "seconds": self.seconds,
             "contract": self.contract,
             "dry_run": self.dry_run,
-            **self.extra,
         }
 
 
@@ -260,26 +260,12 @@ def finish(
     allowance = 30.0 + 60.0 * totals.characters / 1e6
     over = round(max(0.0, totals.seconds - allowance), 3)
     report = contract.finish({"seconds_over_allowance": over})
-    return Summary(
+    return _summary(
+        totals,
+        store,
         run_id=contract.run_id,
-        snapshot=store.snapshot(),
-        documents={
-            "added": totals.added,
-            "updated": totals.updated,
-            "unchanged": totals.unchanged,
-            "deleted": totals.deleted,
-            "failed": len(totals.failures),
-        },
-        chunks={
-            "added": totals.chunks_added,
-            "reused": totals.chunks_reused,
-            "deleted": totals.chunks_deleted,
-            "total": store.count_chunks(),
-        },
-        failures=[{"source": s, "reason": r} for s, r in sorted(totals.failures.items())],
         seconds=report.seconds,
         contract=report.summary(contract.report_path),
-        skipped=totals.skipped,
     )
 
 
@@ -293,9 +279,23 @@ def preview(
 ) -> Summary:
     """What a run would do, by hashes alone."""
     totals = ingestor.preview(paths, prune=prune)
+    nothing = {"ok": True, "report": "", "missed": []}
+    return _summary(totals, store, run_id=run_id, seconds=0.0, contract=nothing, dry_run=True)
+
+
+def _summary(
+    totals: IngestTotals,
+    store: FeatureStore,
+    *,
+    run_id: str,
+    seconds: float,
+    contract: dict[str, Any],
+    dry_run: bool = False,
+) -> Summary:
+    filled = store.exists() or not dry_run
     return Summary(
         run_id=run_id,
-        snapshot=store.snapshot() if store.exists() else "",
+        snapshot=store.snapshot() if filled else "",
         documents={
             "added": totals.added,
             "updated": totals.updated,
@@ -304,16 +304,17 @@ def preview(
             "failed": len(totals.failures),
         },
         chunks={
-            "added": 0,
-            "reused": 0,
-            "deleted": 0,
-            "total": store.count_chunks() if store.exists() else 0,
+            "added": totals.chunks_added,
+            "reused": totals.chunks_reused,
+            "deleted": totals.chunks_deleted,
+            "total": store.count_chunks() if filled else 0,
         },
         failures=[{"source": s, "reason": r} for s, r in sorted(totals.failures.items())],
-        seconds=0.0,
-        contract={"ok": True, "report": "", "missed": []},
+        near_duplicates=[asdict(pair) for pair in totals.near_duplicates],
+        seconds=seconds,
+        contract=contract,
         skipped=totals.skipped,
-        dry_run=True,
+        dry_run=dry_run,
     )
 
 

@@ -38,6 +38,8 @@ def documents_schema() -> pa.Schema:
             pa.field("metadata", pa.string(), nullable=False),
             pa.field("ingested_at", _TIMESTAMP, nullable=False),
             pa.field("run_id", pa.string(), nullable=False),
+            # Smallest hashes of its word 5-grams: near duplicates share one.
+            pa.field("sketch", pa.list_(pa.int64()), nullable=True),
         ],
         metadata=_METADATA,
     )

@@ -116,6 +116,12 @@ def render_ingest(summary: Mapping[str, Any]) -> str:
     if summary["skipped"]:
         lines.append(f"Skipped: {summary['skipped']} files of unknown type")
     lines += [f"Failed: {f['source']}: {f['reason']}" for f in summary["failures"]]
+    if alike := summary["near_duplicates"]:
+        most = alike[0]
+        lines.append(
+            f"Near duplicates: {len(alike)}, such as {most['source']} of {most['like']} "
+            f"({most['similarity']:.0%} alike); all are in --json"
+        )
     if summary["dry_run"]:
         lines.append("Nothing was written (--dry-run).")
     else:

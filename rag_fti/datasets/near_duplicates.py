@@ -7,6 +7,7 @@ Two sets with Jaccard similarity of at least ``t`` share an element among the fi
 
 from __future__ import annotations
 
+import heapq
 import math
 import re
 import zlib
@@ -16,6 +17,7 @@ from typing import Generic, TypeVar
 Key = TypeVar("Key", bound=Hashable)
 
 _SAMPLED_ABOVE = 2000
+_SKETCH = 4
 
 
 def question_shingles(text: str, *, width: int = 4) -> frozenset[int]:
@@ -26,20 +28,34 @@ def question_shingles(text: str, *, width: int = 4) -> frozenset[int]:
     )
 
 
-def document_shingles(text: str, *, width: int = 5) -> frozenset[int]:
+def document_shingles(text: str) -> frozenset[int]:
     """Hashes of the word 5-grams of a document.
 
     Of long documents only hashes divisible by 8 are kept: the same ones in each document, so
     similarities stay what they are on average.
     """
-    words = re.findall(r"\w+", text.casefold())
-    hashes = frozenset(
-        zlib.crc32(" ".join(words[n : n + width]).encode())
-        for n in range(max(1, len(words) - width + 1))
-    )
+    hashes = _word_grams(text)
     if len(hashes) <= _SAMPLED_ABOVE:
         return hashes
     return frozenset(value for value in hashes if value % 8 == 0)
+
+
+def document_sketch(text: str) -> list[int]:
+    """The 4 smallest hashes of a document's word 5-grams; none for a text without words.
+
+    Hashing orders all 5-grams at random, so of two documents with Jaccard similarity ``j`` the
+    sketches share nothing with a probability of about ``(1 - j) ** 4`` only: .002 at .8 (Broder,
+    1997).
+    """
+    return heapq.nsmallest(_SKETCH, _word_grams(text)) if re.search(r"\w", text) else []
+
+
+def _word_grams(text: str, *, width: int = 5) -> frozenset[int]:
+    words = re.findall(r"\w+", text.casefold())
+    return frozenset(
+        zlib.crc32(" ".join(words[n : n + width]).encode())
+        for n in range(max(1, len(words) - width + 1))
+    )
 
 
 def jaccard(one: frozenset[int], other: frozenset[int]) -> float:

@@ -267,10 +267,15 @@ class FeatureStore:
     # -- reading ---------------------------------------------------------------------------
 
     def documents(
-        self, *, where: str | None = None, at: str = "", columns: Sequence[str] | None = None
+        self,
+        *,
+        where: str | None = None,
+        at: str = "",
+        columns: Sequence[str] | None = None,
+        limit: int | None = None,
     ) -> pa.Table:
         """Rows of ``documents``; see :func:`rag_fti.schemas.documents_schema`."""
-        return self._scan(self._at("documents", at), where, columns)
+        return self._scan(self._at("documents", at), where, columns, limit)
 
     def chunks(
         self, *, where: str | None = None, at: str = "", columns: Sequence[str] | None = None
@@ -385,6 +390,12 @@ class FeatureStore:
         schema = schema.with_metadata({**_text_metadata(schema), **recorded})
         chunks = self._tables.create("chunks", schema)
         documents = self._tables.create("documents", schemas.documents_schema())
+        with mapped_errors("add columns"):
+            missing = [
+                f for f in schemas.documents_schema() if f.name not in documents.schema.names
+            ]
+            if missing:  # an earlier release made the table
+                documents.add_columns(missing)
         self.require_recipe(embedder=embedder)
         with self._tables.locked(), mapped_errors("create indexes"):
             indexes.create_scalar(documents, chunks)

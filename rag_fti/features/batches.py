@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from rag_fti import schemas
+from rag_fti.datasets.near_duplicates import document_sketch
 from rag_fti.errors import ContractViolation
 from rag_fti.features.chunking import uncovered_characters
 from rag_fti.features.embedding import Embedded
@@ -122,6 +123,7 @@ def document_rows(batch: Batch, *, recipe: str, now: datetime, run_id: str) -> p
             "metadata": _metadata(document),
             "ingested_at": now,
             "run_id": run_id,
+            "sketch": document_sketch(document.text),
         }
         for document, entry, chunks in zip(
             batch.documents, batch.entries, batch.chunks, strict=True

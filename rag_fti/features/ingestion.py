@@ -215,6 +215,7 @@ class Ingestor:
             store=self._store,
             embedder=self._embedder,
             chunker=self._chunker,
+            collection=self._collection,
             recipe=self._recipe,
             run_id=self._run_id,
             max_documents=self._batch_documents,

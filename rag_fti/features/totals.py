@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+_MOST_NEAR_DUPLICATES = 100
+
+
+@dataclass(frozen=True)
+class NearDuplicate:
+    """A document that says nearly what another one says."""
+
+    source: str
+    like: str
+    """Source of the other document."""
+    similarity: float
+    """Jaccard similarity of their word 5-grams, in (0, 1]."""
 
 
 @dataclass
@@ -28,6 +42,8 @@ class IngestTotals:
     wrong_spans: int = 0
     duplicate_chunk_ids: int = 0
     bad_vectors: int = 0
+    near_duplicates: list[NearDuplicate] = field(default_factory=list)
+    """Documents written now that nearly repeat another one; at most 100 are kept."""
     batches: int = 0
     seconds: float = 0.0
 
@@ -37,6 +53,11 @@ class IngestTotals:
             if isinstance(value, int | float):
                 setattr(self, name, getattr(self, name) + value)
         self.failures.update(other.failures)
+        self.note_near_duplicates(other.near_duplicates)
+
+    def note_near_duplicates(self, found: Iterable[NearDuplicate]) -> None:
+        """Keep the first pairs that were found."""
+        self.near_duplicates = [*self.near_duplicates, *found][:_MOST_NEAR_DUPLICATES]
 
     @property
     def changed(self) -> bool:

@@ -16,6 +16,7 @@ from rag_fti import schemas
 from rag_fti.datasets.near_duplicates import Groups, group_documents
 from rag_fti.feature_store import FeatureStore, sql_in, sql_string
 from rag_fti.features.chunking import uncovered_characters
+from rag_fti.features.repetition import SIMILARITY
 from rag_fti.protocols import Embedder
 from rag_fti.schemas import Chunk
 
@@ -23,7 +24,6 @@ _CHECKED_DOCUMENTS = 200
 _CHECKED_SEARCHES = 25
 _RE_EMBEDDED = 32
 _NEAR_DUPLICATE_DOCUMENTS = 2000
-_NEAR_DUPLICATE_SIMILARITY = 0.8
 _CHUNK_COLUMNS = ["chunk_id", "document_id", "document_version", "text", "indexed_text", "vector"]
 
 Advance = Callable[[str], None]
@@ -199,7 +199,7 @@ def near_duplicates(store: FeatureStore, *, at: str = "") -> list[list[str]]:
             at=at, where=sql_in("document_id", batch), columns=["document_id", "text"]
         )
         texts.update((r["document_id"], r["text"]) for r in rows.to_pylist() if r["text"].strip())
-    group_documents(texts, similarity=_NEAR_DUPLICATE_SIMILARITY, groups=groups)
+    group_documents(texts, similarity=SIMILARITY, groups=groups)
     found: dict[str, list[str]] = {}
     for row in names:
         if row["document_id"] in texts:

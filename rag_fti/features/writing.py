@@ -13,6 +13,7 @@ from rag_fti.features.batches import Batch, check_batch, chunk_rows, document_ro
 from rag_fti.features.chunking import Chunker
 from rag_fti.features.embedding import embed_texts
 from rag_fti.features.known import KnownDocument
+from rag_fti.features.repetition import near_duplicates_of
 from rag_fti.features.totals import IngestTotals
 from rag_fti.progress import Progress
 from rag_fti.protocols import Embedder, Vectors
@@ -29,6 +30,7 @@ class Writer:
         store: Prepared for the embedder.
         embedder: Computes vectors.
         chunker: Cuts documents.
+        collection: Where documents go.
         recipe: Digest of loader and chunker, recorded with every document.
         run_id: Recorded with every document.
         max_documents: Documents after which a batch is full.
@@ -43,6 +45,7 @@ class Writer:
         store: FeatureStore,
         embedder: Embedder,
         chunker: Chunker,
+        collection: str,
         recipe: str,
         run_id: str,
         max_documents: int,
@@ -53,6 +56,7 @@ class Writer:
         self._store = store
         self._embedder = embedder
         self._chunker = chunker
+        self._collection = collection
         self._recipe = recipe
         self._run_id = run_id
         self._max_documents = max_documents
@@ -132,10 +136,19 @@ class Writer:
         totals.chunks_added += computed
         totals.chunks_reused += len(texts) - computed
         totals.chunks_deleted += self._stale(batch)
+        rows = document_rows(batch, recipe=self._recipe, now=self._now, run_id=self._run_id)
         self._store.write_documents(
-            document_rows(batch, recipe=self._recipe, now=self._now, run_id=self._run_id),
+            rows,
             chunk_rows(batch, texts, embedded, now=self._now),
             replaces=batch.replaces,
+        )
+        totals.note_near_duplicates(
+            near_duplicates_of(
+                batch.documents,
+                sketches=rows["sketch"].to_pylist(),
+                store=self._store,
+                collection=self._collection,
+            )
         )
         for document in batch.documents:
             self._resourced.pop(document.document_id, None)  # written with all its sources

@@ -126,6 +126,23 @@ def test_held_out_questions_are_not_in_the_dataset(settings: Settings, summary: 
             assert not (question.answers and row["answer"] == question.answers[0])
 
 
+def test_a_model_words_the_questions_that_rules_found(settings: Settings, summary: dict) -> None:
+    """A random model: its nonsense is filtered, and the answers are still the rules' own."""
+    section = settings.dataset.model_copy(
+        update={"generators": ("pairs", "model"), "name": "worded"}
+    )
+    changed = settings.model_copy(update={"dataset": section})
+    made = instruction_dataset.run(changed, embedder=HashEmbedder()).to_dict()
+    assert made["contract"]["ok"]
+    worded = [row for row in all_rows(changed, made) if row["generator"] == "model"]
+    by_rules = [row for row in all_rows(settings, summary) if row["generator"] == "structure"]
+    assert len(worded) == made["generators"]["model"] >= 1
+    assert len(worded) + sum(made["filters"].values()) > len(by_rules)
+    assert {row["answer"] for row in worded} <= {row["answer"] for row in by_rules}
+    assert not {row["question"] for row in worded} & {row["question"] for row in by_rules}
+    assert all(row["question"].strip() for row in worded)
+
+
 def test_a_dry_run_writes_nothing(settings: Settings, tmp_path: Path) -> None:
     other = settings.model_copy(
         update={"storage": settings.storage.model_copy(update={"datasets": str(tmp_path / "d")})}

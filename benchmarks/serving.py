@@ -5,16 +5,19 @@
 
 All numbers of one call come from one run on one machine, side by side:
 
-- *added latency*: a completion over HTTP with a model that answers at once, one client, so
-  that everything but generation is left: HTTP, embedding the question, hybrid search over
-  ``--chunks`` chunks, packing, citing, logging;
+- *added latency*: everything but generation: HTTP, embedding the question, hybrid search over
+  ``--chunks`` chunks, counting and packing tokens, citing, logging. Measured twice: with a model
+  that answers at once, and with the real one as each request's total minus the seconds that the
+  server logged for its generation. One client; no question comes twice but where it says so;
 - *served*: ``--streams`` clients that each send one streamed completion after the other;
-- *bare*: the same prompts handed to the engine at once (``generate_batch`` where the model has
-  it, and a padded static batch), no HTTP, no retrieval;
+- *bare*: the very prompts that the server made, handed to transformers' ``generate_batch`` at
+  once: no HTTP, no retrieval. Served and bare take turns, ``--rounds`` times, and a ratio is one
+  of neighbours in time;
 - *one at a time*: one client, one stream.
 
 Without ``--model`` a random Llama of 30 million weights generates: its answers mean nothing, its
-cost is that of a real one of the size.
+cost is that of a real one of the size. The store (see ``serving_store.py``: real texts, a sample of
+real vectors, the rest drawn around them) is built in ``--store`` once and used again.
 """
 
 from __future__ import annotations
@@ -31,7 +34,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +41,16 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 # This file's folder would hide the package ``serving``.
 sys.path[0] = str(CHECKOUT)
 
-WORDS = [
-    *("tide", "gate", "turbine", "valve", "shift", "rotor", "winter", "supply", "pier", "anchor"),
-    *("member", "vote", "budget", "permit", "crew", "depth", "salt", "meter", "panel", "record"),
-    *("spring", "storm", "cable", "bolt", "grease", "repair", "notice", "fee", "year"),
-]
-QUESTION_WORDS = 9
+LATENCY_REQUESTS = 200
+WARM_REQUESTS = 20
 
 
 def main() -> None:
     """Measure and print, or play the client."""
     arguments = parse()
     if arguments.client:
-        print(
-            json.dumps(asyncio.run(drive(arguments.client, arguments.streams, arguments.requests)))
-        )
+        asked = json.load(sys.stdin)
+        print(json.dumps(asyncio.run(drive(arguments.client, arguments.streams, asked))))
         return
     import torch
 
@@ -68,10 +65,13 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """Command line options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--chunks", type=int, default=100_000, help="chunks in the store")
+    parser.add_argument("--embedded", type=int, default=2000, help="of these, really embedded")
+    parser.add_argument("--store", type=Path, help="where the store is kept; default build/…")
     parser.add_argument("--streams", type=int, default=16, help="concurrent clients")
-    parser.add_argument("--requests", type=int, default=96, help="completions per measurement")
+    parser.add_argument("--requests", type=int, default=64, help="completions per measurement")
+    parser.add_argument("--rounds", type=int, default=2, help="times that served and bare run")
     parser.add_argument("--tokens", type=int, default=32, help="most tokens of an answer")
     parser.add_argument("--context", type=int, default=400, help="token budget of the passages")
     parser.add_argument("--model", default="", help="base model; empty: a random Llama")
@@ -83,9 +83,13 @@ def parse() -> argparse.Namespace:
 
 def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything, in one process over one store."""
+    import torch
+
+    from benchmarks import serving_store
     from rag_fti.config import load_settings
-    from rag_fti.feature_store import FeatureStore
+    from rag_fti.models.causal import load_causal_lm, load_tokenizer
     from rag_fti.models.embedder import build_embedder
+    from rag_fti.models.local import LocalGenerator
     from rag_fti.retrieval import build_retriever
 
     settings = load_settings(
@@ -100,167 +104,156 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         environment={},
     )
     embedder = build_embedder(settings.embedder)
-    store = FeatureStore.open(settings.storage.features_uri)
     started = time.perf_counter()
-    fill(store, embedder, chunks=arguments.chunks, settings=settings)
-    filled = time.perf_counter() - started
-    note(f"{arguments.chunks} chunks stored in {filled:.0f} s")
+    store, facts = serving_store.opened(
+        arguments.store or CHECKOUT / "build" / f"serving-{arguments.chunks}",
+        embedder,
+        chunks=arguments.chunks,
+        embedded=arguments.embedded,
+        index=settings.index,
+    )
+    note(f"{facts} ready in {time.perf_counter() - started:.0f} s")
     retriever = build_retriever(settings, store=store, embedder=embedder)
+    location = base_model(folder, arguments.model)
+    model = load_causal_lm(location, device="cpu", dtype=torch.float32)
+    tokenizer = load_tokenizer(location)
+    generator = LocalGenerator(
+        model=model, tokenizer=tokenizer, name="benchmark", max_batch=arguments.streams
+    )
+    questions = serving_store.questions()
+    fresh = iter(questions[arguments.requests :])
+    asked = questions[: arguments.requests]
+    instant = Instant(generator)
     result: dict[str, Any] = {
         "machine": {"cpus": os.cpu_count(), "threads": arguments.threads},
-        "chunks": arguments.chunks,
-        "search": vars(store.search_policy())
-        if hasattr(store.search_policy(), "__dict__")
-        else str(store.search_policy()),
+        "store": vars(facts),
+        "search": vars(store.search_policy()),
+        "model": arguments.model or "random Llama",
+        "batching": generator.batching,
+        "added_latency": added_latency(settings, retriever, instant, fresh),
     }
-    result["added_latency"] = added_latency(settings, retriever, arguments)
     note(f"added latency: {result['added_latency']}")
-    result["throughput"] = throughput(folder, settings, retriever, arguments)
+    with served(settings, retriever, instant) as (url, _):
+        instant.requests.clear()
+        drive_apart(url, asked, streams=1)
+    prompt_ids = [prompt_of(tokenizer, request.messages) for request in instant.requests]
+    result["throughput"] = throughput(
+        settings, retriever, generator, model, asked, prompt_ids, fresh, arguments
+    )
+    generator.close()
     return result
 
 
-def fill(store: Any, embedder: Any, *, chunks: int, settings: Any) -> None:
-    """A store of synthetic chunks: sentences of the words above, vectors around their topics."""
-    import numpy as np
-    import pyarrow as pa
-
-    from rag_fti import ids, schemas
-
-    random = np.random.default_rng(1)
-    fingerprint = embedder.fingerprint
-    store.prepare(fingerprint, language="English", stemming=True)
-    topics = embedder.encode_documents([" ".join(random.choice(WORDS, 30)) for _ in range(256)])
-    now = datetime.now(UTC)
-    per_document = 50
-    per_commit = 20_000
-    for first in range(0, chunks, per_commit):
-        rows, documents = [], []
-        for number in range(first, min(chunks, first + per_commit)):
-            text = " ".join(random.choice(WORDS, 60)) + f" number {number}."
-            name, ordinal = divmod(number, per_document)
-            document = ids.document_id("default", str(name))
-            noise = random.normal(size=fingerprint.dimension).astype(np.float32)
-            vector = topics[random.integers(len(topics))] + 0.6 * noise / np.linalg.norm(noise)
-            rows.append(
-                {
-                    "chunk_id": ids.content_id("c", str(number)),
-                    "document_id": document,
-                    "document_version": "1",
-                    "collection": "default",
-                    "source": f"{name}.md",
-                    "title": f"Page {name}",
-                    "heading": "",
-                    "page": None,
-                    "ordinal": ordinal,
-                    "start": ordinal * 1000,
-                    "end": ordinal * 1000 + len(text),
-                    "tokens": 62,
-                    "text": text,
-                    "indexed_text": text,
-                    "indexed_digest": str(number),
-                    "vector": vector / np.linalg.norm(vector),
-                    "ingested_at": now,
-                }
-            )
-            if ordinal == 0:
-                documents.append(
-                    {
-                        **{f.name: "" for f in schemas.documents_schema()},
-                        "document_id": document,
-                        "collection": "default",
-                        "source": f"{name}.md",
-                        "sources": [f"{name}.md"],
-                        "chunk_count": per_document,
-                        "ingested_at": now,
-                    }
-                )
-        store.write_documents(
-            pa.Table.from_pylist(documents, schema=schemas.documents_schema()),
-            pa.Table.from_pylist(rows, schema=schemas.chunks_schema(fingerprint.dimension)),
-        )
-    store.optimize()
-    index = settings.index
-    store.update_vector_index(
-        kind=index.type, exact_below=index.exact_below, target_recall=index.target_recall
-    )
-
-
-def added_latency(settings: Any, retriever: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One client, and a model that answers at once."""
-    with served(settings, retriever, Instant()) as url:
-        drive_apart(url, streams=1, requests=20)  # warm
-        one = drive_apart(url, streams=1, requests=200)
-    return {key: one[key] for key in ("requests", "p50_ms", "p95_ms", "p99_ms", "parts_ms")}
-
-
-def throughput(
-    folder: Path, settings: Any, retriever: Any, arguments: argparse.Namespace
+def added_latency(
+    settings: Any, retriever: Any, instant: Any, fresh: Iterator[str]
 ) -> dict[str, Any]:
-    """Tokens per second of the engine alone and behind the server, on the same prompts."""
-    import torch
-
-    from rag_fti import prompts
-    from rag_fti.inference.building import assemble
-    from rag_fti.inference.models import ServedModel
-    from rag_fti.models.local import load_local_generator
-
-    base = base_model(folder, arguments.model)
-    generator = load_local_generator(
-        location=base, name="benchmark", max_batch=arguments.streams, dtype="float32"
-    )
-    note(f"generator {arguments.model or 'random Llama'} is loaded")
-    engine = assemble(settings, retriever=retriever, served=ServedModel(generator))
-    questions = list(questions_of(arguments.requests))
-    retrieved = retriever.retrieve_many(questions)
-    prepared = [
-        engine._prepare(q, engine._condense(q, ()), found, sampling_of(arguments))
-        for q, found in zip(questions, retrieved, strict=True)
-    ]
-    requests = [item.request for item in prepared if item.request is not None]
-    prompt_ids = [prompts.prompt_token_ids(generator._tokenizer, r.messages) for r in requests]
-    generator.generate(requests[: arguments.streams])  # warm
-    started = time.perf_counter()
-    made = []
-    for first in range(0, len(requests), arguments.streams):
-        made += generator.generate(requests[first : first + arguments.streams])
-    static = sum(g.completion_tokens for g in made) / (time.perf_counter() - started)
-    note(f"padded static batches: {static:.0f} tokens/s")
-    bare = bare_engine(generator, prompt_ids, arguments)
-    note(f"generate_batch: {bare}")
-    with served(settings, retriever, generator) as url:
-        drive_apart(url, streams=arguments.streams, requests=arguments.streams)  # warm
-        many = drive_apart(url, streams=arguments.streams, requests=arguments.requests)
-        note(f"served, {arguments.streams} streams: {many}")
-        single = drive_apart(url, streams=1, requests=max(8, arguments.requests // 8))
-        note(f"served, one at a time: {single}")
-    torch.set_num_threads(arguments.threads)
-    best = max(static, bare or 0.0)
+    """One client, and a model that answers at once; then the same questions again."""
+    questions = [next(fresh) for _ in range(LATENCY_REQUESTS)]
+    with served(settings, retriever, instant) as (url, _):
+        drive_apart(url, [next(fresh) for _ in range(WARM_REQUESTS)], streams=1)
+        first = drive_apart(url, questions, streams=1)
+        again = drive_apart(url, questions, streams=1)
+    kept = ("requests", "p50_ms", "p95_ms", "p99_ms", "parts_ms")
     return {
-        "prompt_tokens_mean": statistics.mean(map(len, prompt_ids)),
-        "completion_tokens_mean": statistics.mean(g.completion_tokens for g in made),
-        "bare_generate_batch_tokens_per_second": bare,
-        "bare_static_batch_tokens_per_second": round(static, 1),
-        "served": many,
-        "one_at_a_time": single,
-        "served_to_generate_batch": round(many["tokens_per_second"] / bare, 3) if bare else None,
-        "served_to_best_bare": round(many["tokens_per_second"] / best, 3),
-        "served_to_one_at_a_time": round(
-            many["tokens_per_second"] / single["tokens_per_second"], 2
-        ),
+        "new_questions": {key: first[key] for key in kept},
+        "known_questions": {key: again[key] for key in kept},
     }
 
 
-def sampling_of(arguments: argparse.Namespace) -> Any:
-    """Greedy, at most ``--tokens`` tokens."""
-    from rag_fti.inference.engine import Sampling
+def throughput(
+    settings: Any,
+    retriever: Any,
+    generator: Any,
+    model: Any,
+    asked: Sequence[str],
+    prompt_ids: Sequence[list[int]],
+    fresh: Iterator[str],
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """Tokens per second of the engine alone and behind the server, on the same prompts."""
+    alone = [next(fresh) for _ in range(max(8, arguments.requests // 8))]
+    bare: list[float] = []
+    many: list[dict[str, Any]] = []
+    single: list[dict[str, Any]] = []
+    with served(settings, retriever, generator) as (url, services):
+        drive_apart(url, asked[: arguments.streams], streams=arguments.streams)  # warm
+        bare_engine(model, prompt_ids[: arguments.streams], arguments)  # warm
 
-    return Sampling(max_tokens=arguments.tokens)
+        def run_served() -> None:
+            many.append(drive_apart(url, asked, streams=arguments.streams))
+            wanted = sum(map(len, prompt_ids))
+            if many[-1]["prompt_tokens"] != wanted:
+                raise SystemExit(
+                    f"Served prompts had {many[-1]['prompt_tokens']} tokens, the bare engine's "
+                    f"{wanted}: they are not the same, so nothing is compared."
+                )
+
+        def run_bare() -> None:
+            bare.append(bare_engine(model, prompt_ids, arguments))
+
+        for number in range(arguments.rounds):
+            pair = (run_bare, run_served) if number % 2 == 0 else (run_served, run_bare)
+            for part in pair:
+                part()
+            note(f"round {number}: bare {bare[-1]}, served {many[-1]['tokens_per_second']}")
+            single.append(drive_apart(url, alone, streams=1))
+            note(f"one at a time {single[-1]['tokens_per_second']}")
+        services.log.flush()
+        added = beside_generation(retriever.store, single)
+    return {
+        "prompt_tokens_mean": round(statistics.mean(map(len, prompt_ids)), 1),
+        "bare_generate_batch_tokens_per_second": bare,
+        "served_tokens_per_second": [run["tokens_per_second"] for run in many],
+        "one_at_a_time_tokens_per_second": [run["tokens_per_second"] for run in single],
+        "served_to_generate_batch": ratios(many, bare),
+        "served_to_one_at_a_time": ratios(many, [run["tokens_per_second"] for run in single]),
+        "added_latency_p50_ms": round(1000 * statistics.median(added), 2),
+        "served": shown(many[-1]),
+        "one_at_a_time": shown(single[-1]),
+    }
+
+
+def ratios(many: Sequence[dict[str, Any]], other: Sequence[float]) -> dict[str, Any]:
+    """Served tokens per second divided by others', round by round."""
+    found = [run["tokens_per_second"] / per for run, per in zip(many, other, strict=True)]
+    return {"median": round(statistics.median(found), 3), "rounds": [round(x, 3) for x in found]}
+
+
+def shown(run: dict[str, Any]) -> dict[str, Any]:
+    """A client's result without the single requests."""
+    return {key: value for key, value in run.items() if key != "seconds_by_id"}
+
+
+def beside_generation(store: Any, runs: Sequence[dict[str, Any]]) -> list[float]:
+    """Seconds of each request that were not spent generating.
+
+    Generation is what the server logged for the very request: waiting for and running the model.
+    """
+    rows = store.rows("inference_log").select(["response_id", "generation_seconds"]).to_pylist()
+    generating = {row["response_id"]: row["generation_seconds"] for row in rows}
+    return [
+        total - generating[identifier]
+        for run in runs
+        for identifier, total in run["seconds_by_id"].items()
+    ]
+
+
+def prompt_of(tokenizer: Any, messages: Any) -> list[int]:
+    """Token ids of a prompt as the generator makes them."""
+    from rag_fti import prompts
+    from rag_fti.models.control_tokens import control_pattern, defuse
+
+    return prompts.prompt_token_ids(tokenizer, defuse(messages, control_pattern(tokenizer)))
 
 
 def bare_engine(
-    generator: Any, prompt_ids: Sequence[list[int]], arguments: argparse.Namespace
-) -> float | None:
-    """Tokens per second of transformers' continuous batching; None where the model has none."""
+    model: Any, prompt_ids: Sequence[list[int]], arguments: argparse.Namespace
+) -> float:
+    """Tokens per second of transformers' continuous batching.
+
+    Raises:
+        RuntimeError: If a prompt was not continued.
+    """
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     longest = max(map(len, prompt_ids)) + arguments.tokens
@@ -272,30 +265,30 @@ def bare_engine(
         max_batch_tokens=2048,
         max_requests_per_batch=arguments.streams,
     )
-    model = generator._model
     config = GenerationConfig(
         max_new_tokens=arguments.tokens,
         do_sample=False,
-        eos_token_id=sorted(generator._end_ids),
-        pad_token_id=generator._pad_id,
+        eos_token_id=model.generation_config.eos_token_id,
+        pad_token_id=model.generation_config.pad_token_id,
     )
+    attention = model.config._attn_implementation
+    started = time.perf_counter()
     try:
-        options = {
-            "generation_config": config,
-            "continuous_batching_config": bounded,
-            "progress_bar": False,
-        }
-        model.generate_batch(inputs=list(prompt_ids[:2]), **options)
-        started = time.perf_counter()
-        outputs = model.generate_batch(inputs=list(prompt_ids), **options)
-        seconds = time.perf_counter() - started
-    except (AttributeError, ValueError, NotImplementedError, RuntimeError) as error:
-        note(f"no generate_batch: {error}")
-        return None
+        outputs = model.generate_batch(
+            inputs=list(prompt_ids),
+            generation_config=config,
+            continuous_batching_config=bounded,
+            progress_bar=False,
+        )
     finally:
-        model.set_attn_implementation("sdpa")
-    tokens = sum(len(output.generated_tokens) for output in outputs.values())
-    return round(tokens / seconds, 1)
+        model.set_attn_implementation(attention)
+    seconds = time.perf_counter() - started
+    failed = [output.error for output in outputs.values() if output.error]
+    if failed or len(outputs) != len(prompt_ids):
+        raise RuntimeError(
+            f"generate_batch continued {len(outputs)} of {len(prompt_ids)} prompts: {failed[:1]}"
+        )
+    return round(sum(len(o.generated_tokens) for o in outputs.values()) / seconds, 1)
 
 
 def base_model(folder: Path, name: str) -> Path:
@@ -333,18 +326,16 @@ def base_model(folder: Path, name: str) -> Path:
 
 
 class Instant:
-    """A model that answers at once."""
+    """Counts tokens and takes prompts like a generator, and answers at once."""
 
     model = "instant"
-    context_window = 4096
 
-    def count_prompt_tokens(self, messages: Any) -> int:
-        """Words."""
-        return sum(len(m["content"].split()) for m in messages)
-
-    def count_tokens(self, text: str) -> int:
-        """Words."""
-        return len(text.split())
+    def __init__(self, generator: Any) -> None:
+        self.context_window = generator.context_window
+        self.chat_template = generator.chat_template
+        self.count_prompt_tokens = generator.count_prompt_tokens
+        self.count_tokens = generator.count_tokens
+        self.requests: list[Any] = []
 
     def generate(self, requests: Any) -> Any:
         """One answer per request."""
@@ -354,13 +345,14 @@ class Instant:
         """One piece, then the end."""
         from rag_fti.protocols import Generation
 
+        self.requests.append(request)
         yield "Nothing to say [1]"
         yield Generation("Nothing to say [1]", 100, 4, "stop")
 
 
 @contextmanager
-def served(settings: Any, retriever: Any, generator: Any) -> Iterator[str]:
-    """A real server on a free port; yields its address."""
+def served(settings: Any, retriever: Any, generator: Any) -> Iterator[tuple[str, Any]]:
+    """A real server on a free port; yields its address and parts."""
     import uvicorn
 
     from rag_fti.inference import ServedModel
@@ -382,39 +374,37 @@ def served(settings: Any, retriever: Any, generator: Any) -> Iterator[str]:
     while not server.started:
         time.sleep(0.05)
     try:
-        yield address_of(listener)
+        yield address_of(listener), services
     finally:
         server.should_exit = True
         thread.join()
         listener.close()
 
 
-def drive_apart(url: str, *, streams: int, requests: int) -> dict[str, Any]:
+def drive_apart(url: str, questions: Sequence[str], *, streams: int) -> dict[str, Any]:
     """Send requests from a process of its own, as clients do."""
     made = subprocess.run(
-        [
-            *(sys.executable, __file__, "--client", url),
-            *("--streams", str(streams), "--requests", str(requests)),
-        ],
+        [sys.executable, __file__, "--client", url, "--streams", str(streams)],
         check=True,
-        capture_output=True,
+        input=json.dumps(list(questions)),
+        stdout=subprocess.PIPE,
         text=True,
     )
     result: dict[str, Any] = json.loads(made.stdout)
     return result
 
 
-async def drive(url: str, streams: int, requests: int) -> dict[str, Any]:
+async def drive(url: str, streams: int, asked: Sequence[str]) -> dict[str, Any]:
     """The clients: each sends its next request when its last one is answered."""
     import httpx
 
-    questions = iter(questions_of(requests))
-    seconds: list[float] = []
+    questions = iter(asked)
+    by_id: dict[str, float] = {}
     first: list[float] = []
-    tokens = 0
+    tokens = prompt_tokens = 0
 
     async def client(session: httpx.AsyncClient) -> None:
-        nonlocal tokens
+        nonlocal tokens, prompt_tokens
         for question in questions:
             body = {
                 "messages": [{"role": "user", "content": question}],
@@ -422,7 +412,7 @@ async def drive(url: str, streams: int, requests: int) -> dict[str, Any]:
                 "stream_options": {"include_usage": True},
             }
             started = time.perf_counter()
-            seen = None
+            seen, identifier = None, ""
             async with session.stream("POST", "/v1/chat/completions", json=body) as response:
                 assert response.status_code == 200, await response.aread()
                 async for line in response.aiter_lines():
@@ -430,6 +420,7 @@ async def drive(url: str, streams: int, requests: int) -> dict[str, Any]:
                         continue
                     event = json.loads(line[6:])
                     assert "error" not in event, event
+                    identifier = event["id"]
                     if (
                         seen is None
                         and event["choices"]
@@ -438,8 +429,9 @@ async def drive(url: str, streams: int, requests: int) -> dict[str, Any]:
                         seen = time.perf_counter() - started
                     if event.get("usage"):
                         tokens += event["usage"]["completion_tokens"]
-            seconds.append(time.perf_counter() - started)
-            first.append(seen or seconds[-1])
+                        prompt_tokens += event["usage"]["prompt_tokens"]
+            by_id[identifier] = time.perf_counter() - started
+            first.append(seen or by_id[identifier])
 
     limits = httpx.Limits(max_connections=streams)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as session:
@@ -447,9 +439,11 @@ async def drive(url: str, streams: int, requests: int) -> dict[str, Any]:
         await asyncio.gather(*(client(session) for _ in range(streams)))
         wall = time.perf_counter() - started
         metrics = (await session.get("/metrics")).text
+    seconds = list(by_id.values())
     spread = statistics.quantiles(seconds, n=100) if len(seconds) > 1 else seconds * 99
     return {
         "requests": len(seconds),
+        "prompt_tokens": prompt_tokens,
         "tokens_per_second": round(tokens / wall, 1),
         "requests_per_second": round(len(seconds) / wall, 2),
         "p50_ms": round(1000 * spread[49], 2),
@@ -457,6 +451,7 @@ async def drive(url: str, streams: int, requests: int) -> dict[str, Any]:
         "p99_ms": round(1000 * spread[98], 2),
         "first_token_p50_ms": round(1000 * statistics.median(first), 2),
         "parts_ms": {"retrieval_mean": mean_of(metrics, "rag_fti_retrieval_seconds")},
+        "seconds_by_id": by_id,
     }
 
 
@@ -467,15 +462,6 @@ def mean_of(metrics: str, name: str) -> float:
     )
     count = float(values.get(f"{name}_count", 0))
     return round(1000 * float(values[f"{name}_sum"]) / count, 2) if count else 0.0
-
-
-def questions_of(count: int) -> Iterator[str]:
-    """The same questions every time."""
-    import random
-
-    source = random.Random(7)
-    for number in range(count):
-        yield " ".join(source.choices(WORDS, k=QUESTION_WORDS)) + f" {number}?"
 
 
 def note(text: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Protocol
 
 Value = str | bool | int | float
@@ -20,6 +21,12 @@ class Span(Protocol):
     def set_attributes(self, attributes: Mapping[str, Value]) -> Any:
         """Add what was found out while the span ran."""
         ...
+
+
+@lru_cache(maxsize=1)
+def _installed() -> bool:
+    """Looked up once: it searches the whole path."""
+    return importlib.util.find_spec("opentelemetry") is not None
 
 
 class _NoSpan:
@@ -35,7 +42,7 @@ def span(name: str, attributes: Mapping[str, Value]) -> Iterator[Span]:
         name: What is done.
         attributes: What is known at its start.
     """
-    if importlib.util.find_spec("opentelemetry") is None:
+    if not _installed():
         yield _NoSpan()
         return
     from opentelemetry import trace

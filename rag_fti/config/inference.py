@@ -62,6 +62,15 @@ class InferenceConfig(Section):
     """Share of requests that are logged."""
 
 
+class ExampleQuestion(Section):
+    """A question that the chat page offers."""
+
+    question: Annotated[str, Field(min_length=1, max_length=500)]
+    """What it asks."""
+    source: str = ""
+    """End of the source of the document that answers it; offered only where a search finds that."""
+
+
 class ServingConfig(Section):
     """The HTTP server."""
 
@@ -88,6 +97,8 @@ class ServingConfig(Section):
     """Limit per key; 0 is none."""
     allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "[::1]")
     """Host headers that are accepted."""
+    examples: Annotated[tuple[ExampleQuestion, ...], Field(max_length=12)] = ()
+    """Questions that the empty chat page offers."""
     cors_origins: tuple[str, ...] = ()
     """Origins that browsers may call from; none by default."""
     reload_seconds: Annotated[float, Field(gt=0)] = 2.0

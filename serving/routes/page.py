@@ -9,7 +9,8 @@ from pathlib import Path
 from fastapi import APIRouter
 from fastapi.responses import Response
 
-from serving.errors import ApiError
+from serving.access import ServicesDep
+from serving.errors import ApiError, json_response
 
 router = APIRouter(include_in_schema=False)
 
@@ -20,7 +21,7 @@ POLICY = (
     "require-trusted-types-for 'script'"
 )
 _HEADERS = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
-_TYPES = {".js": "text/javascript", ".css": "text/css", ".json": "application/json"}
+_TYPES = {".js": "text/javascript", ".css": "text/css"}
 _HIDDEN = {".md"}
 
 
@@ -28,6 +29,15 @@ _HIDDEN = {".md"}
 async def index() -> Response:
     """The page."""
     return _file("index.html")
+
+
+@router.get("/web/examples.json")
+async def examples(services: ServicesDep) -> Response:
+    """The questions that the empty page offers."""
+    offered = services.settings.serving.examples
+    made = json_response([example.model_dump() for example in offered])
+    made.headers.update(_HEADERS)
+    return made
 
 
 @router.get("/web/{name}")

@@ -138,6 +138,13 @@ def test_the_page_is_served_under_its_own_policy(start: Start) -> None:
             assert client.get(f"/web/{name}").status_code == 404
 
 
+def test_the_page_offers_the_configured_questions(start: Start) -> None:
+    with start(serving__examples=[{"question": "Who has the key?"}]).client() as client:
+        response = client.get("/web/examples.json")
+    assert response.json() == [{"question": "Who has the key?", "source": ""}]
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+
+
 @pytest.fixture
 def pushing(start: Start) -> Running:
     return start(corpus={})

@@ -396,7 +396,15 @@ def test_an_empty_page_offers_questions_that_the_documents_answer(start: Start, 
         "The flow meter of the plankton nets is calibrated.",
     ]
     sources = ["corpus/it/driftlog-release-notes.md", "elsewhere/plankton-tow-protocol.txt"]
-    tab = visit(start(corpus=dict(zip(sources, lines, strict=True))))
+    examples = [
+        {
+            "question": "Until when is Driftlog 4.2 supported?",
+            "source": "driftlog-release-notes.md",
+        },
+        {"question": "Where is the flow meter calibrated?", "source": "plankton-tow-protocol.pdf"},
+    ]
+    corpus = dict(zip(sources, lines, strict=True))
+    tab = visit(start(corpus=corpus, serving__examples=examples))
     tab.page.locator(".example").wait_for()
     assert tab.page.locator(".example").all_inner_texts() == [
         "Until when is Driftlog 4.2 supported?"

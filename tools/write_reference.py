@@ -24,13 +24,14 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 def command_pages(command: Any, path: str) -> Iterator[str]:
-    """One section per command, groups first."""
-    context = command.make_context(path, [], resilient_parsing=True)
-    lines = [f"## {path}", "", (command.help or "").split("\f")[0].strip(), ""]
-    usage = " ".join(command.collect_usage_pieces(context))
+    """One section per command, groups first; a group that is also a command is shown as that."""
+    shown = getattr(command, "default", command)
+    context = shown.make_context(path, [], resilient_parsing=True)
+    lines = [f"## {path}", "", (shown.help or "").split("\f")[0].strip(), ""]
+    usage = " ".join(shown.collect_usage_pieces(context))
     lines += ["```", f"{path} {usage}".rstrip(), "```", ""]
     rows = []
-    for parameter in command.params:
+    for parameter in shown.params:
         if parameter.param_type_name == "option" and not parameter.hidden:
             names = ", ".join([*parameter.opts, *parameter.secondary_opts])
             text = (parameter.help or "").replace("|", "\\|")

@@ -6,21 +6,27 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-DEFAULT = "run"
+DEFAULT = "default"
 _FEW = 2
 
 
 class DefaultGroup(TyperGroup):
-    """A group that runs its command ``run`` when no sub-command is named.
+    """A group that is its command ``default`` where no sub-command is named.
 
     ``--help`` shows that command's options, or the list of sub-commands where there are many.
     """
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the default command's name before arguments that name no sub-command."""
-        asks_for_help = bool(args) and args[0] in self.get_help_option_names(ctx)
-        if not (args and args[0] in self.commands) and not (
-            asks_for_help and len(self.commands) > _FEW
-        ):
-            args = [DEFAULT, *args]
-        return list(super().parse_args(ctx, args))
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.default: Any = self.commands.pop(DEFAULT)
+        """What runs without a sub-command; it goes by the group's name."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
+        """A context of the default command, unless a word stands where a sub-command would."""
+        first = args[0] if args else ""
+        asks_for_list = first in ("-h", "--help") and len(self.commands) > _FEW
+        names_command = bool(first) and not first.startswith("-") and "=" not in first
+        chosen: Any = super() if asks_for_list or names_command else self.default
+        return chosen.make_context(info_name, args, parent=parent, **extra)

@@ -34,8 +34,10 @@ def register(app: typer.Typer) -> None:
     training.command(DEFAULT)(train)
     training.command("bundle")(train_bundle)
     app.add_typer(training, name="train")
-    models = typer.Typer(cls=DefaultGroup, help="Look into and move models of the registry.")
-    models.command(DEFAULT, hidden=True)(models_list)
+    models = typer.Typer(
+        cls=DefaultGroup, help="Look into and move models of the registry; alone, list them."
+    )
+    models.command(DEFAULT)(models_list)
     models.command("list")(models_list)
     models.command("show")(models_show)
     models.command("history")(models_history)

@@ -34,6 +34,11 @@ CASES = [
     (["dataset", "build"], 3, "rag-fti ingest"),
     (["dataset", "show", "nothing@latest"], 1, "nothing"),
     (["train"], 1, "rag-fti dataset build"),
+    (["train", "--dataset", "handbook@latest", "training.epochs=1"], 1, "handbook@latest"),
+    (["train", "training.epoks=1"], 2, "did you mean 'epochs'"),
+    (["train", "bundel"], 2, "bundel"),
+    (["train", "bundle", "out", "--dataset", "handbook@latest"], 1, "handbook@latest"),
+    (["models", "shew"], 2, "shew"),
     (["evaluate", "assistant@7"], 1, "assistant"),
     (["promote", "assistant@7"], 1, "assistant"),
     (["contracts", "baking"], 2, "baking"),
@@ -93,6 +98,19 @@ def test_help_names_every_command(invoke: object) -> None:
     watching = ["validate", "monitor", "contracts", "lineage", "replay"]
     for command in daily + building + watching:
         assert command in result.output
+
+
+def test_a_group_that_is_a_command_shows_its_options_and_keeps_its_commands(
+    invoke: object,
+) -> None:
+    train: Result = invoke("train", "--help")  # type: ignore[operator]
+    assert "rag-fti train [OPTIONS] [KEY=VALUE]" in train.output
+    assert all(text in train.output for text in ("--dataset", "--resume", "train bundle OUT"))
+    bundle: Result = invoke("train", "bundle", "--help")  # type: ignore[operator]
+    assert "--include-base-model" in bundle.output
+    models: Result = invoke("models", "--help")  # type: ignore[operator]
+    assert "merge" in models.output and "rollback" in models.output
+    assert invoke("models").output == invoke("models", "list").output  # type: ignore[operator]
 
 
 def test_overrides_are_told_from_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,8 +14,9 @@ import pyarrow as pa
 from lancedb.query import MatchQuery
 
 from rag_fti import ids, schemas
-from rag_fti.errors import IncompatibleArtifact, SnapshotNotFound, StoreError
-from rag_fti.feature_store import indexes, maintenance
+from rag_fti.errors import IncompatibleArtifact, StoreError
+from rag_fti.feature_store import indexes, maintenance, snapshots
+from rag_fti.feature_store.rows import HIT_COLUMNS, hits, lookup_batches, matrix
 from rag_fti.feature_store.tables import Tables, mapped_errors, sql_in, sql_string
 from rag_fti.protocols import EmbedderFingerprint, Vectors, embedder_differences
 from rag_fti.schemas import Hit
@@ -30,13 +30,6 @@ _LOG_SCHEMAS = {
     "feedback": schemas.feedback_schema,
     "predictions": schemas.predictions_schema,
 }
-_SNAPSHOT = re.compile(r"^d(\d+)c(\d+)$")
-_HIT_COLUMNS = [
-    "chunk_id", "document_id", "document_version", "source", "title", "heading", "page",
-    "start", "end", "text", "ordinal",
-]  # fmt: skip
-_LOOKUP_BATCH = 1000
-_SNAPSHOT_WAIT_SECONDS = 2.0
 _BAD_FILTER = "If a filter was given, check it: SQL over the columns in docs/ingestion.md."
 
 
@@ -92,12 +85,7 @@ class FeatureStore:
         Raises:
             StoreError: If nothing was ever ingested.
         """
-        documents, chunks = self._tables.get("documents"), self._tables.get("chunks")
-        with (
-            self._tables.locked(shared=True, timeout=_SNAPSHOT_WAIT_SECONDS),
-            mapped_errors("read the store's version"),
-        ):
-            return f"d{documents.version}c{chunks.version}"
+        return snapshots.current(self._tables)
 
     def resolve(self, at: str) -> str:
         """The snapshot id that ``at`` names.
@@ -108,19 +96,7 @@ class FeatureStore:
         Raises:
             SnapshotNotFound: If there is no such tag or the snapshot was cleaned up.
         """
-        if not at:
-            return self.snapshot()
-        snapshot = at if _SNAPSHOT.match(at) else self.tags().get(at)
-        if snapshot is None:
-            known = ", ".join(sorted(self.tags())) or "none"
-            raise SnapshotNotFound(
-                f"No snapshot or tag {at!r} in {self.uri}; tags: {known}.",
-                next_step="Give a snapshot id such as d12c15, a tag, or nothing for the newest.",
-            )
-        documents, chunks = _versions(snapshot)
-        self._tables.at("documents", documents)
-        self._tables.at("chunks", chunks)
-        return snapshot
+        return snapshots.resolve(self._tables, at)
 
     def tag(self, name: str, snapshot: str = "") -> None:
         """Pin a snapshot (the newest by default) under a name; an existing tag moves.
@@ -129,18 +105,7 @@ class FeatureStore:
             StoreError: If the name is not allowed.
             SnapshotNotFound: If the snapshot is not there.
         """
-        if _SNAPSHOT.match(name) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise StoreError(
-                f"{name!r} cannot be a tag.", next_step="Use letters, digits, '.', '_' and '-'."
-            )
-        versions = _versions(self.resolve(snapshot))
-        with mapped_errors(f"tag {name}"):
-            for table_name, version in zip(("documents", "chunks"), versions, strict=True):
-                tags = self._tables.get(table_name).tags
-                if name in tags.list():
-                    tags.update(name, version)
-                else:
-                    tags.create(name, version)
+        snapshots.tag(self._tables, name, snapshot)
 
     def untag(self, name: str) -> None:
         """Remove a tag; its snapshot may be cleaned up from now on.
@@ -148,23 +113,11 @@ class FeatureStore:
         Raises:
             SnapshotNotFound: If there is no such tag.
         """
-        if name not in self.tags():
-            raise SnapshotNotFound(f"No tag {name!r} in {self.uri}.")
-        with mapped_errors(f"remove the tag {name}"):
-            for table_name in ("documents", "chunks"):
-                self._tables.get(table_name).tags.delete(name)
+        snapshots.untag(self._tables, name)
 
     def tags(self) -> dict[str, str]:
         """All tags with the snapshot ids they pin."""
-        documents, chunks = self._tables.find("documents"), self._tables.find("chunks")
-        if documents is None or chunks is None:
-            return {}
-        with mapped_errors("list tags"):
-            left, right = documents.tags.list(), chunks.tags.list()
-        return {
-            name: f"d{left[name]['version']}c{right[name]['version']}"
-            for name in sorted(left.keys() & right.keys())
-        }
+        return snapshots.tags(self._tables)
 
     def recipe(self) -> StoreRecipe:
         """How the stored chunks were made.
@@ -239,12 +192,12 @@ class FeatureStore:
                     np.asarray(vector, dtype=np.float32).reshape(-1), vector_column_name="vector"
                 )
                 .distance_type("cosine")
-                .select([*_HIT_COLUMNS, "_distance"])
+                .select([*HIT_COLUMNS, "_distance"])
                 .limit(k)
             )
             query = self._policy(table).apply(query)
             found = (query.where(where) if where else query).to_arrow()
-        return _hits(found, 1.0 - found["_distance"].to_numpy())
+        return hits(found, 1.0 - found["_distance"].to_numpy())
 
     def search_text(
         self, query: str, *, k: int, where: str | None = None, at: str = ""
@@ -258,11 +211,11 @@ class FeatureStore:
         with mapped_errors("search by text", next_step=_BAD_FILTER):
             search = (
                 table.search(MatchQuery(query, "indexed_text"))
-                .select([*_HIT_COLUMNS, "_score"])
+                .select([*HIT_COLUMNS, "_score"])
                 .limit(k)
             )
             found = (search.where(where) if where else search).to_arrow()
-        return _hits(found, found["_score"].to_numpy())
+        return hits(found, found["_score"].to_numpy())
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -302,14 +255,7 @@ class FeatureStore:
 
     def oldest_snapshot(self) -> str:
         """Id of the oldest state that still can be read and holds chunks."""
-        versions = []
-        for name in ("documents", "chunks"):
-            table = self._tables.get(name)
-            with mapped_errors("list versions"):
-                known = sorted(entry["version"] for entry in table.list_versions())
-            filled = (v for v in known if self._tables.at(name, v).count_rows())
-            versions.append(next(filled, known[-1]))
-        return f"d{versions[0]}c{versions[1]}"
+        return snapshots.oldest(self._tables)
 
     def repeated_chunks(self, *, at: str = "") -> int:
         """Rows of ``chunks`` whose id another row has already; 0 when all is well."""
@@ -319,9 +265,9 @@ class FeatureStore:
     def get_chunks(self, chunk_ids: Sequence[str], *, at: str = "") -> list[Hit]:
         """The chunks with these ids, in their order; unknown ids are left out. Scores are 0."""
         found: dict[str, Hit] = {}
-        for batch in _batches(chunk_ids):
-            table = self.chunks(where=sql_in("chunk_id", batch), at=at, columns=_HIT_COLUMNS)
-            found.update((h.chunk_id, h) for h in _hits(table, np.zeros(table.num_rows)))
+        for batch in lookup_batches(chunk_ids):
+            table = self.chunks(where=sql_in("chunk_id", batch), at=at, columns=HIT_COLUMNS)
+            found.update((h.chunk_id, h) for h in hits(table, np.zeros(table.num_rows)))
         return [found[chunk_id] for chunk_id in chunk_ids if chunk_id in found]
 
     def vectors(self, chunk_ids: Sequence[str], *, at: str = "") -> Vectors:
@@ -331,11 +277,11 @@ class FeatureStore:
             StoreError: If one of the chunks is not there.
         """
         found: dict[str, npt.NDArray[np.float32]] = {}
-        for batch in _batches(chunk_ids):
+        for batch in lookup_batches(chunk_ids):
             table = self.chunks(
                 where=sql_in("chunk_id", batch), at=at, columns=["chunk_id", "vector"]
             )
-            found.update(zip(table["chunk_id"].to_pylist(), _matrix(table["vector"]), strict=True))
+            found.update(zip(table["chunk_id"].to_pylist(), matrix(table["vector"]), strict=True))
         missing = [chunk_id for chunk_id in chunk_ids if chunk_id not in found]
         if missing:
             raise StoreError(f"Chunk {missing[0]} is not in {self.uri}.")
@@ -348,12 +294,12 @@ class FeatureStore:
         if self._tables.find("chunks") is None:
             return {}
         found: dict[str, Vectors] = {}
-        for batch in _batches(list(dict.fromkeys(digests))):
+        for batch in lookup_batches(list(dict.fromkeys(digests))):
             table = self.chunks(
                 where=sql_in("indexed_digest", batch), columns=["indexed_digest", "vector"]
             )
             found.update(
-                zip(table["indexed_digest"].to_pylist(), _matrix(table["vector"]), strict=True)
+                zip(table["indexed_digest"].to_pylist(), matrix(table["vector"]), strict=True)
             )
         return found
 
@@ -363,8 +309,8 @@ class FeatureStore:
             f"document_id = {sql_string(document_id)} "
             f"AND ordinal BETWEEN {int(ordinal - radius)} AND {int(ordinal + radius)}"
         )
-        table = self.chunks(where=where, at=at, columns=_HIT_COLUMNS)
-        return sorted(_hits(table, np.zeros(table.num_rows)), key=lambda hit: hit.ordinal)
+        table = self.chunks(where=where, at=at, columns=HIT_COLUMNS)
+        return sorted(hits(table, np.zeros(table.num_rows)), key=lambda hit: hit.ordinal)
 
     def document(self, document_id: str, *, at: str = "") -> dict[str, Any] | None:
         """A document's row, or None if there is no such document."""
@@ -459,7 +405,7 @@ class FeatureStore:
         chunk_table = self._tables.get("chunks")
         document_table = self._tables.get("documents")
         removed = 0
-        for batch in _batches(document_ids):
+        for batch in lookup_batches(document_ids):
             where = sql_in("document_id", batch)
             with self._tables.locked(), mapped_errors("delete documents"):
                 removed += int(chunk_table.count_rows(where))
@@ -547,8 +493,7 @@ class FeatureStore:
     def _at(self, name: str, at: str) -> Any:
         if not at:
             return self._tables.get(name)
-        documents, chunks = _versions(at if _SNAPSHOT.match(at) else self.resolve(at))
-        return self._tables.at(name, documents if name == "documents" else chunks)
+        return self._tables.at(name, snapshots.version_of(self._tables, name, at))
 
     def _chunks_at(self, at: str) -> Any:
         return self._at("chunks", at)
@@ -581,29 +526,5 @@ class FeatureStore:
             return query.to_arrow()
 
 
-def _versions(snapshot: str) -> tuple[int, int]:
-    match = _SNAPSHOT.match(snapshot)
-    if match is None:
-        raise SnapshotNotFound(f"{snapshot!r} is no snapshot id; they look like d12c15.")
-    return int(match[1]), int(match[2])
-
-
-def _batches(values: Sequence[str]) -> list[list[str]]:
-    return [list(values[i : i + _LOOKUP_BATCH]) for i in range(0, len(values), _LOOKUP_BATCH)]
-
-
 def _text_metadata(schema: pa.Schema) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
-
-
-def _matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
-    combined = column.combine_chunks()
-    if isinstance(combined, pa.ChunkedArray):
-        combined = pa.concat_arrays(combined.chunks)
-    values = combined.flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(values, dtype=np.float32).reshape(len(column), combined.type.list_size)
-
-
-def _hits(table: pa.Table, scores: npt.NDArray[Any]) -> list[Hit]:
-    columns = table.select(_HIT_COLUMNS).to_pylist()
-    return [Hit(**row, score=float(score)) for row, score in zip(columns, scores, strict=True)]

@@ -7,11 +7,13 @@ neither torch nor transformers. ``int8`` forms are quantised from that export.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import warnings
@@ -158,13 +160,15 @@ def _quantize_openvino(folder: Path, target: Path) -> None:
     about = json.loads((folder / "export.json").read_text(encoding="utf-8"))
     tokenizer = _tokenizer(folder, about)
     passages = Path(__file__).with_name("calibration.txt").read_text(encoding="utf-8")
-    model = nncf.quantize(
-        openvino.Core().read_model(str(folder / "model.onnx")),
-        nncf.Dataset(
-            [_features(tokenizer, [text], about["inputs"]) for text in passages.split("\n\n")]
-        ),
-        model_type=nncf.ModelType.TRANSFORMER,
+    texts = nncf.Dataset(
+        [_features(tokenizer, [text], about["inputs"]) for text in passages.split("\n\n")]
     )
+    with contextlib.redirect_stdout(sys.stderr):  # its progress bars are not a result
+        model = nncf.quantize(
+            openvino.Core().read_model(str(folder / "model.onnx")),
+            texts,
+            model_type=nncf.ModelType.TRANSFORMER,
+        )
     openvino.save_model(model, str(target), compress_to_fp16=False)
 
 

@@ -67,13 +67,16 @@ _SLURM = """\
 #SBATCH --gpus-per-node=1
 #SBATCH --cpus-per-task=8
 #SBATCH --time=04:00:00
-#SBATCH --signal=B:TERM@60
+#SBATCH --signal=B:TERM@120
 #SBATCH --requeue
-# Submit from the bundle's directory. A requeued job goes on from the last complete checkpoint.
+# Submit from the bundle's directory. A job that is pre-empted or reaches its time limit is queued
+# again and goes on from the last complete checkpoint.
 set -euo pipefail
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
+trap 'scontrol requeue "$SLURM_JOB_ID"' TERM
 srun torchrun --standalone --nproc-per-node "${SLURM_GPUS_ON_NODE:-1}" \\
-  -m pipelines.training --config bundle.yaml --resume
+  -m pipelines.training --config bundle.yaml --resume &
+wait $!
 """
 
 

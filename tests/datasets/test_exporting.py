@@ -103,7 +103,7 @@ def test_entries_have_the_keys_of_the_real_file(folder: Path, shared_data: Path)
 
 
 def test_trl_takes_the_messages_as_they_are(version: DatasetVersion, folder: Path) -> None:
-    trl = pytest.importorskip("trl")
+    import trl
 
     data = load(folder, "colours_messages_train.jsonl")
     assert data.column_names == ["messages"]

@@ -149,35 +149,6 @@ def test_memory_that_runs_out_ends_in_advice_or_a_smaller_batch(
     assert result.switches["accumulation"] == 4
 
 
-@pytest.mark.slow
-def test_two_processes_train_one_model(tiny_llama: Path, tmp_path: Path) -> None:
-    """What torchrun starts on two GPUs, with gloo on two CPU processes."""
-    from tests.training.tiny import build_dataset
-
-    build_dataset(tmp_path / "data/datasets", train=32, held=4)
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-            "-m", "pipelines.training", "--json", "--dataset", "colours@latest",
-            "--base-model", str(tiny_llama), f"storage.root={tmp_path / 'data'}",
-            "training.batch_size=4", "training.epochs=1", "training.device=cpu",
-            "training.samples=0",
-        ],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1500,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    versions = sorted((tmp_path / "data/registry/assistant/versions").iterdir())
-    assert [path.name for path in versions] == ["1"]
-    losses = json.loads((versions[0] / "losses.json").read_text())
-    # 32 examples, 4 per step and process.
-    assert max(entry["step"] for entry in losses) in (4, 5)
-
-
 def test_what_counts_as_out_of_memory() -> None:
     assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes"))
     assert is_out_of_memory(torch.OutOfMemoryError("x"))

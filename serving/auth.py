@@ -257,6 +257,7 @@ def write_keys(path: Path, keys: Sequence[ApiKey]) -> None:
     entries = [
         {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(key).items()} for key in keys
     ]
+    path.parent.mkdir(parents=True, exist_ok=True)  # by the usual rights; only the file is private
     old = os.umask(0o077)
     try:
         write_bytes_atomic(path, yaml.safe_dump({"keys": entries}, sort_keys=False).encode())

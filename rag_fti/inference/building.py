@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rag_fti import prompts
 from rag_fti.config import Settings
+from rag_fti.errors import ConfigError
 from rag_fti.inference.engine import Engine
 from rag_fti.inference.models import ServedModel, check_store, open_model, resolve_reference
 from rag_fti.protocols import Embedder, Generator
@@ -58,11 +59,19 @@ def calibrated_threshold(served: ServedModel) -> float:
     return float((served.manifest.get("calibration") or {}).get("abstain_below", 0.0))
 
 
+def sees_instructions(generator: Generator) -> bool:
+    """Whether a system message makes it into the model's prompts at all."""
+    asked = [{"role": "user", "content": "Why?"}]
+    told = [{"role": "system", "content": prompts.CONDENSE_SYSTEM_PROMPT}, *asked]
+    return generator.count_prompt_tokens(told) > generator.count_prompt_tokens(asked)
+
+
 def assemble(settings: Settings, *, retriever: Retriever, served: ServedModel) -> Engine:
     """An engine from an opened retriever and model, checked against each other.
 
     Raises:
         IncompatibleArtifact: If the model was trained on another kind of context.
+        ConfigError: If the model is to rewrite follow-ups and cannot see what it is asked.
     """
     store: FeatureStore = retriever.store  # type: ignore[assignment]
     if served.manifest and store.exists():
@@ -75,6 +84,13 @@ def assemble(settings: Settings, *, retriever: Retriever, served: ServedModel) -
         )
     template = getattr(served.generator, "chat_template", None)
     section = settings.inference
+    if section.condense == "model" and not sees_instructions(served.generator):
+        raise ConfigError(
+            f"inference.condense is model, but {served.name} cannot rewrite follow-up questions: "
+            "its chat template leaves the system message out.",
+            next_step="Set inference.condense to previous, or serve a model that follows "
+            "instructions.",
+        )
     threshold = section.abstain_below
     if threshold is None:
         threshold = calibrated_threshold(served)

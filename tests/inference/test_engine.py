@@ -8,14 +8,22 @@ import pytest
 
 from rag_fti import prompts
 from rag_fti.config import Settings, load_settings
-from rag_fti.errors import ContextTooLong, IncompatibleArtifact, SnapshotNotFound, StoreError
+from rag_fti.errors import (
+    ConfigError,
+    ContextTooLong,
+    IncompatibleArtifact,
+    SnapshotNotFound,
+    StoreError,
+)
 from rag_fti.feature_store import FeatureStore
 from rag_fti.inference import Engine, ServedModel, build_engine
 from rag_fti.inference.building import assemble
 from rag_fti.inference.engine import Sampling
+from rag_fti.models.causal import load_tokenizer
 from rag_fti.models.local import LocalGenerator
 from rag_fti.protocols import Cancellation, Generation
 from rag_fti.schemas import Answer
+from tests.conftest import REPOSITORY
 from tests.inference.corpus import CORPUS, FirstSentence, HashEmbedder, fill
 from tests.inference.tiny import tiny_model, tiny_tokenizer
 
@@ -132,6 +140,30 @@ def test_a_model_can_rewrite_the_follow_up(build: Callable[..., Engine]) -> None
     assert answer.answer.startswith("The cellar key is kept by Ada Byrne.")
     assert len(generator.requests[-1].messages) == 2
     assert answer.question == "And its key?"
+
+
+def test_the_embedded_model_sees_the_last_question_only(build: Callable[..., Engine]) -> None:
+    tokenizer = load_tokenizer(REPOSITORY / "data/models/rag-fti-reader")
+    passages = [prompts.Passage(text="The ferry leaves from pier 4.")]
+    history = [
+        {"role": "user", "content": "Where does the ferry leave?"},
+        {"role": "assistant", "content": "From pier 4. [1]"},
+    ]
+    alone, later = (
+        prompts.prompt_token_ids(tokenizer, prompts.answer_messages("And when?", passages, **turns))
+        for turns in ({}, {"history": history})
+    )
+    assert alone == later
+
+    class Forgetful(FirstSentence):
+        def count_prompt_tokens(self, messages: Any) -> int:
+            return len(prompts.prompt_token_ids(tokenizer, messages))
+
+    # So it cannot be asked to rewrite a follow-up; the turn before still helps the search.
+    with pytest.raises(ConfigError, match="leaves the system message out"):
+        build(Forgetful(), inference__condense="model")
+    engine = build(Forgetful(), retrieval__k=1)
+    assert engine.answer("And does it cost?", history=history).hits[0].source == "guide/boats.md"
 
 
 def test_a_long_history_is_cut_from_its_start(build: Callable[..., Engine]) -> None:

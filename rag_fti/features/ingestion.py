@@ -6,6 +6,7 @@ unchanged costs one hash; files with equal bytes are stored once with all their 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,6 +128,7 @@ class Ingestor:
         self._make_loader = make_loader or (
             lambda: LoaderPool(workers=workers, limits=self._limits)
         )
+        self._kept_loader: Loader | None = None
         self._include = include
         self._exclude = exclude
         self._allow_urls = allow_urls
@@ -232,7 +234,21 @@ class Ingestor:
             totals=totals,
         )
 
+    @contextlib.contextmanager
+    def keeping_workers(self) -> Iterator[None]:
+        """Keep parser processes, one of them started, so that no file waits for its imports."""
+        with self._make_loader() as loader:
+            list(loader.load_all([LoadTask("warm-up.html", data=b"<p>warm-up</p>")]))
+            self._kept_loader = loader
+            try:
+                yield
+            finally:
+                self._kept_loader = None
+
     def _take(self, tasks: Iterable[LoadTask], run: Pass) -> None:
+        if self._kept_loader is not None:
+            run.take_all(tasks, self._kept_loader)
+            return
         with self._make_loader() as loader:
             run.take_all(tasks, loader)
 

@@ -50,13 +50,20 @@ def watch(
         step=_STEP_MS,
         rust_timeout=_POLL_MS,
         stop_event=stop,
+        yield_on_timeout=True,
         raise_interrupt=False,
         recursive=True,
     )
-    for batch in changes:
-        wanted = _wanted({path for _, path in batch}, roots, include, exclude)
-        if wanted:
-            totals = ingestor.follow(wanted)
+    with ingestor.keeping_workers():
+        caught_up = False
+        for batch in changes:
+            totals = IngestTotals()
+            if not caught_up:
+                # Files may have changed after they were ingested and before the watch stood.
+                totals = ingestor.ingest([str(given) for given in roots.values() if given.exists()])
+                caught_up = True
+            if wanted := _wanted({path for _, path in batch}, roots, include, exclude):
+                totals.absorb(ingestor.follow(wanted))
             if totals.changed or totals.failures:
                 yield totals
 

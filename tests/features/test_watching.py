@@ -42,7 +42,10 @@ def test_changes_reach_search_and_the_store_equals_a_batch_run(tmp_path: Path) -
 
     delays = {}
     wait_for(lambda: finds("periwinkle") != [], what="first run")
-    time.sleep(1.0)  # the watch begins after the first run
+    # Before the watch stands: its first round takes what the first run did not see.
+    Path("docs/between.md").write_text("# Between\n\nsassafras\n")
+    wait_for(lambda: finds("sassafras") != [], what="between")
+    time.sleep(1.0)
     Path("docs/new.md").write_text("# New\n\nmarmalade\n")
     delays["create"] = wait_for(lambda: finds("marmalade") == ["docs/new.md"], what="create")
     Path("docs/new.md").write_text("# New\n\nvermilion\n")

@@ -113,7 +113,7 @@ def _find(chunk: Hit) -> Iterator[_Found]:
     yield from _table_rows(chunk)
     for sentence in _sentences(chunk.text):
         for rule in _SENTENCE_RULES:
-            item = rule(sentence, chunk)
+            item = rule.apply(sentence, chunk)
             if item is not None:
                 yield item
                 break
@@ -251,87 +251,64 @@ def _ask(words: str, subject: str, chunk: Hit) -> str:
     return f"{words}{'' if named else _according_to(chunk)}?"
 
 
-def _definition(sentence: str, chunk: Hit) -> _Found | None:
-    match = re.match(
-        rf"^{_SUBJECT} (?P<be>is|are) (?P<answer>(?:an?|the|one of the) [^;]{{6,}}?)[.]$", sentence
-    )
-    if not match or len(match["answer"].split()) > _MAX_ANSWER_WORDS:
+def _lower(text: str) -> str:
+    """First letter small, unless the first word is a name or an abbreviation."""
+    first = text.split()[0]
+    return text if first.isupper() or not first[1:].islower() else text[0].lower() + text[1:]
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A shape of sentence, and the question it answers.
+
+    ``draft`` gets the match, whose groups ``subject`` and ``answer`` are checked already, and
+    the subject as it stands in a question.
+    """
+
+    pattern: re.Pattern[str]
+    draft: Callable[[re.Match[str], str, Hit], _Found | None]
+    most_words: int = _MAX_ANSWER_WORDS
+
+    def apply(self, sentence: str, chunk: Hit) -> _Found | None:
+        match = self.pattern.match(sentence)
+        if match is None or len(match["answer"].split()) > self.most_words:
+            return None
+        subject = _subject(match["subject"], chunk)
+        return self.draft(match, subject, chunk) if subject else None
+
+
+def _definition(match: re.Match[str], subject: str, chunk: Hit) -> _Found | None:
+    answer = match["answer"]
+    if " and is " in answer:
         return None
-    subject = _subject(match["subject"], chunk)
-    if not subject or " and is " in match["answer"]:
+    if re.match(r"^(?:an?|the|one of the) (?:same|case|only|first|last|second)\b", answer):
         return None
-    if re.match(r"^(?:an?|the|one of the) (?:same|case|only|first|last|second)\b", match["answer"]):
-        return None
-    if re.fullmatch(_NAME, match["subject"]) and _ROLE.match(match["answer"]):
-        role = re.split(r" (?:and|who|but) |[,:]", match["answer"])[0]
+    if re.fullmatch(_NAME, match["subject"]) and _ROLE.match(answer):
+        role = re.split(r" (?:and|who|but) |[,:]", answer)[0]
         where = "" if re.search(r"[A-Z]", role) else _according_to(chunk)
         return _Found("role", f"Who is {role}{where}?", match["subject"])
-    return _Found(
-        "definition", _ask(f"What {match['be']} {subject}", subject, chunk), match["answer"]
-    )
+    return _Found("definition", _ask(f"What {match['be']} {subject}", subject, chunk), answer)
 
 
-def _quantity(sentence: str, chunk: Hit) -> _Found | None:
-    match = re.match(
-        rf"^{_SUBJECT} (?P<be>{_BE}) (?P<answer>(?:about |at most |at least |up to )?"
-        rf"{_NUMBER} [^,:;.]{{2,40}}?)(?:, [^.]*| (?:in|at|from|for|and|but|when|so) [^.]*)?[.]$",
-        sentence,
-    )
-    if not match:
-        return None
-    subject = _subject(match["subject"], chunk)
-    if not subject or len(match["answer"].split()) > 8:
-        return None
-    return _Found(
-        "quantity", _ask(f"What {match['be']} {subject}", subject, chunk), match["answer"]
-    )
+def _quantity(match: re.Match[str], subject: str, chunk: Hit) -> _Found:
+    question = _ask(f"What {match['be']} {subject}", subject, chunk)
+    return _Found("quantity", question, match["answer"])
 
 
-def _when(sentence: str, chunk: Hit) -> _Found | None:
-    match = re.match(
-        rf"^{_SUBJECT} (?P<aux>{_AUX}) (?P<verb>{_PARTICIPLE}[^,;.]{{0,50}}?)"
-        rf" (?P<prep>on|in|at|by|until|since|from) (?P<answer>{_DATE})[.]$",
-        sentence,
-    )
-    if not match:
-        return None
-    subject = _subject(match["subject"], chunk)
-    if not subject:
-        return None
+def _when(match: re.Match[str], subject: str, chunk: Hit) -> _Found:
     first, _, rest = match["aux"].partition(" ")
     ask = {"until": "Until when", "since": "Since when", "from": "From when", "by": "By when"}
     words = f"{ask.get(match['prep'], 'When')} {first} {subject} {rest} {match['verb']}"
     return _Found("when", _ask(" ".join(words.split()), subject, chunk), match["answer"])
 
 
-def _by_whom(sentence: str, chunk: Hit) -> _Found | None:
-    match = re.match(
-        rf"^{_SUBJECT} (?P<aux>{_AUX}) (?P<verb>\w+(?:ed|en|wn|lt|ld|ght)\b[^,;.]{{0,30}}?) by "
-        rf"(?P<answer>{_NAME})(?:,[^.]*| (?:in|on|at) [^.]*)?[.]$",
-        sentence,
-    )
-    if not match:
-        return None
-    subject = _subject(match["subject"], chunk)
-    if not subject:
-        return None
+def _by_whom(match: re.Match[str], subject: str, chunk: Hit) -> _Found:
     first, _, rest = match["aux"].partition(" ")
     words = f"By whom {first} {subject} {rest} {match['verb']}"
     return _Found("by whom", _ask(" ".join(words.split()), subject, chunk), match["answer"])
 
 
-def _has_count(sentence: str, chunk: Hit) -> _Found | None:
-    match = re.match(
-        rf"^{_SUBJECT} (?P<verb>has|have|holds|hold|carries|carry|needs|need|uses|use|gives|give) "
-        rf"(?P<answer>{_NUMBER}) (?P<noun>[a-z][a-z-]+(?: [a-z-]+)?)"
-        rf"(?:, [^.]*| (?:of|in|at|for|and|to|on) [^.]*)?[.]$",
-        sentence,
-    )
-    if not match:
-        return None
-    subject = _subject(match["subject"], chunk)
-    if not subject:
-        return None
+def _has_count(match: re.Match[str], subject: str, chunk: Hit) -> _Found | None:
     if match["noun"].split()[0] in ("or", "to", "times"):
         return None
     lemma = {"has": "have", "carries": "carry"}.get(match["verb"], match["verb"].rstrip("s"))
@@ -340,18 +317,7 @@ def _has_count(sentence: str, chunk: Hit) -> _Found | None:
     return _Found("count", _ask(words, subject, chunk), match["answer"])
 
 
-def _measure(sentence: str, chunk: Hit) -> _Found | None:
-    match = re.match(
-        rf"^{_SUBJECT} (?P<verb>costs|takes|lasts|weighs) "
-        rf"(?P<answer>(?:about |at most |at least |up to )?{_NUMBER}[^,;.]{{0,30}}?)"
-        rf"(?:, [^.]*| (?:from|for|and|in|at|to|if) [^.]*)?[.]$",
-        sentence,
-    )
-    if not match or len(match["answer"].split()) > 8:
-        return None
-    subject = _subject(match["subject"], chunk)
-    if not subject:
-        return None
+def _measure(match: re.Match[str], subject: str, chunk: Hit) -> _Found | None:
     verb = match["verb"].removesuffix("s")
     if verb in ("take", "last") and not _DURATION.search(match["answer"]):
         return None
@@ -359,17 +325,52 @@ def _measure(sentence: str, chunk: Hit) -> _Found | None:
     return _Found(verb, _ask(f"{how} does {subject} {verb}", subject, chunk), match["answer"])
 
 
-def _lower(text: str) -> str:
-    """First letter small, unless the first word is a name or an abbreviation."""
-    first = text.split()[0]
-    return text if first.isupper() or not first[1:].islower() else text[0].lower() + text[1:]
-
-
-_SENTENCE_RULES: tuple[Callable[[str, Hit], _Found | None], ...] = (
-    _when,
-    _by_whom,
-    _has_count,
-    _measure,
-    _quantity,
-    _definition,
+_SENTENCE_RULES = (
+    _Rule(
+        re.compile(
+            rf"^{_SUBJECT} (?P<aux>{_AUX}) (?P<verb>{_PARTICIPLE}[^,;.]{{0,50}}?)"
+            rf" (?P<prep>on|in|at|by|until|since|from) (?P<answer>{_DATE})[.]$"
+        ),
+        _when,
+    ),
+    _Rule(
+        re.compile(
+            rf"^{_SUBJECT} (?P<aux>{_AUX}) (?P<verb>\w+(?:ed|en|wn|lt|ld|ght)\b[^,;.]{{0,30}}?) by "
+            rf"(?P<answer>{_NAME})(?:,[^.]*| (?:in|on|at) [^.]*)?[.]$"
+        ),
+        _by_whom,
+    ),
+    _Rule(
+        re.compile(
+            rf"^{_SUBJECT} "
+            rf"(?P<verb>has|have|holds|hold|carries|carry|needs|need|uses|use|gives|give) "
+            rf"(?P<answer>{_NUMBER}) (?P<noun>[a-z][a-z-]+(?: [a-z-]+)?)"
+            rf"(?:, [^.]*| (?:of|in|at|for|and|to|on) [^.]*)?[.]$"
+        ),
+        _has_count,
+    ),
+    _Rule(
+        re.compile(
+            rf"^{_SUBJECT} (?P<verb>costs|takes|lasts|weighs) "
+            rf"(?P<answer>(?:about |at most |at least |up to )?{_NUMBER}[^,;.]{{0,30}}?)"
+            rf"(?:, [^.]*| (?:from|for|and|in|at|to|if) [^.]*)?[.]$"
+        ),
+        _measure,
+        most_words=8,
+    ),
+    _Rule(
+        re.compile(
+            rf"^{_SUBJECT} (?P<be>{_BE}) (?P<answer>(?:about |at most |at least |up to )?"
+            rf"{_NUMBER} [^,:;.]{{2,40}}?)"
+            rf"(?:, [^.]*| (?:in|at|from|for|and|but|when|so) [^.]*)?[.]$"
+        ),
+        _quantity,
+        most_words=8,
+    ),
+    _Rule(
+        re.compile(
+            rf"^{_SUBJECT} (?P<be>is|are) (?P<answer>(?:an?|the|one of the) [^;]{{6,}}?)[.]$"
+        ),
+        _definition,
+    ),
 )

@@ -2,6 +2,7 @@
 
     python benchmarks/retrieval.py --sets scifact cranfield chunking
     python benchmarks/retrieval.py --sets hotpotqa xquad --sweep     # the sets settings come from
+    python benchmarks/retrieval.py --sets chunking xquad --headings  # with and without headings
 
 Data: RAG_FTI_SHARED_DATA (see docs/benchmarks.md). Documents go through the real ingestor and
 the real retriever. Document-level sets score the best chunk of a document; ``chunking`` scores
@@ -26,6 +27,7 @@ from rag_fti.feature_store import FeatureStore
 from rag_fti.features.ingestion import build_ingestor
 from rag_fti.features.loading import LoadTask
 from rag_fti.models.embedder import build_embedder
+from rag_fti.protocols import Embedder, Vectors
 from rag_fti.retrieval import Retriever
 from rag_fti.schemas import Hit
 
@@ -175,11 +177,60 @@ def score(collection: Collection, retriever: Retriever, mode: Any) -> dict[str, 
     return {k: round(sum(row[n] for row in rows) / len(rows), 4) for n, k in enumerate(keys)}
 
 
-def build(name: str, collection: Collection, work: Path, overrides: Sequence[str]) -> Retriever:
-    """The collection's store, filled on first use, and its retriever."""
+class TextOnly:
+    """An embedder that leaves out the title and headings that stand before a chunk's text.
+
+    Args:
+        embedder: Computes vectors.
+        texts: Indexed text of every chunk to the chunk's own text.
+    """
+
+    def __init__(self, embedder: Embedder, texts: dict[str, str]) -> None:
+        self._embedder = embedder
+        self._texts = texts
+        self.fingerprint = embedder.fingerprint
+        self.encode_queries = embedder.encode_queries
+        self.count_tokens = embedder.count_tokens
+
+    def encode_documents(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of stored texts, float32 of shape ``(len(texts), dimension)``."""
+        return self._embedder.encode_documents([self._texts[text] for text in texts])
+
+
+def without_headings(collection: Collection, work: Path, overrides: Sequence[str]) -> Retriever:
+    """The chunks of the store at ``work`` in one of their own, embedded without headings.
+
+    Full text still looks in them, so that only what the vectors know differs.
+    """
+    settings = load_settings(values={"storage.root": str(work)})
+    store = FeatureStore.open(settings.storage.features_uri)
+    rows = store.chunks(columns=["indexed_text", "text"]).to_pylist()
+    texts = {row["indexed_text"]: row["text"] for row in rows}
+    return build("plain", collection, work, overrides, texts=texts)
+
+
+def build(
+    name: str,
+    collection: Collection,
+    work: Path,
+    overrides: Sequence[str],
+    *,
+    texts: dict[str, str] | None = None,
+) -> Retriever:
+    """The collection's store, filled on first use, and its retriever.
+
+    Args:
+        name: Of its folder.
+        collection: What goes in.
+        work: Where stores are kept.
+        overrides: Settings.
+        texts: What is embedded in place of the indexed texts.
+    """
     settings = load_settings(overrides=overrides, values={"storage.root": str(work / name)})
     store = FeatureStore.open(settings.storage.features_uri)
     embedder = build_embedder(settings.embedder)
+    if texts is not None:
+        embedder = TextOnly(embedder, texts)
     ingestor = build_ingestor(settings, store=store, embedder=embedder, run_id="benchmark")
     started = time.monotonic()
     tasks: Iterator[LoadTask] = (
@@ -205,12 +256,40 @@ def build(name: str, collection: Collection, work: Path, overrides: Sequence[str
     )
 
 
+def score_all(
+    name: str,
+    collection: Collection,
+    retriever: Retriever,
+    results: dict[str, Any],
+    *,
+    sweep: bool,
+) -> None:
+    """Score every mode, print it and put it into ``results``."""
+
+    def add(label: str, mode: str) -> None:
+        results[f"{name} {label}"] = score(collection, retriever, mode)
+        print(f"  {label:10s} {results[f'{name} {label}']}", flush=True)
+
+    for mode in ("vector", "text", "hybrid"):
+        add(mode, mode)
+    fusion, weight = retriever.fusion, retriever.vector_weight
+    retriever.fusion = "rrf"
+    add("rrf", "hybrid")
+    for tried in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8) if sweep else ():
+        retriever.fusion, retriever.vector_weight = "convex", tried
+        add(f"convex {tried}", "hybrid")
+    retriever.fusion, retriever.vector_weight = fusion, weight
+
+
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="+", choices=sorted(SETS), default=["scifact", "cranfield"])
     parser.add_argument("--work", type=Path, default=Path("build/retrieval"))
     parser.add_argument("--sweep", action="store_true", help="also try fusion weights")
+    parser.add_argument(
+        "--headings", action="store_true", help="also without headings in the embedded text"
+    )
     parser.add_argument("--out", type=Path, help="write all figures as JSON")
     parser.add_argument("overrides", nargs="*", help="settings such as chunking.max_tokens=128")
     arguments = parser.parse_args()
@@ -218,16 +297,10 @@ def main() -> None:
     for name in arguments.sets:
         collection = SETS[name]()
         retriever = build(name, collection, arguments.work, arguments.overrides)
-        for mode in ("vector", "text", "hybrid"):
-            results[f"{name} {mode}"] = score(collection, retriever, mode)
-            print(f"  {mode:8s} {results[f'{name} {mode}']}", flush=True)
-        retriever.fusion = "rrf"
-        results[f"{name} rrf"] = score(collection, retriever, "hybrid")
-        print(f"  {'rrf':8s} {results[f'{name} rrf']}", flush=True)
-        for weight in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8) if arguments.sweep else ():
-            retriever.fusion, retriever.vector_weight = "convex", weight
-            results[f"{name} convex {weight}"] = score(collection, retriever, "hybrid")
-            print(f"  convex {weight}: {results[f'{name} convex {weight}']}", flush=True)
+        score_all(name, collection, retriever, results, sweep=arguments.sweep)
+        if arguments.headings:
+            plain = without_headings(collection, arguments.work / name, arguments.overrides)
+            score_all(f"{name}, no headings", collection, plain, results, sweep=arguments.sweep)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -116,8 +116,11 @@ def condense_messages(question: str, history: Sequence[Message]) -> list[dict[st
 
 
 def answer_target(answer: str, numbers: Sequence[int]) -> str:
-    """What the model should reply: the answer followed by its citation markers."""
-    return " ".join([answer.strip(), *(marker(number) for number in numbers)])
+    """What the model should reply: the answer followed by its citation markers.
+
+    Markers that stand in the document's own words are defused as in the prompt.
+    """
+    return " ".join([quote(answer.strip()), *(marker(number) for number in numbers)])
 
 
 def cited_numbers(text: str) -> list[int]:

@@ -80,7 +80,7 @@ def is_abstention_start(text: str) -> bool:
 def found_marker(text: str, hits: Sequence[Hit]) -> str:
     """The marker of the first passage that holds ``text`` verbatim, or an empty string."""
     for number, hit in enumerate(hits, start=1):
-        if align(text, hit.text) is not None:
+        if align(text, prompts.quote(hit.text)) is not None:
             return prompts.marker(number)
     return ""
 
@@ -98,7 +98,8 @@ def _align_segment(
     first: Alignment | None = None
     for number in prompts.cited_numbers(run):
         hit = hits[number - 1]
-        found = align(words, hit.text) if words else None
+        # As the model saw it; the offsets are the same.
+        found = align(words, prompts.quote(hit.text)) if words else None
         first = first or found
         if number not in spans or (spans[number][1] is None and found is not None):
             spans[number] = (hit, found)
@@ -113,7 +114,8 @@ def _replaced(segment: str, found: Alignment) -> str:
 def _citation(number: int, hit: Hit, span: Alignment | None) -> Citation:
     start, end, text = hit.start, hit.end, hit.text
     if span is not None:
-        start, end, text = hit.start + span.start, hit.start + span.end, span.text
+        start, end = hit.start + span.start, hit.start + span.end
+        text = hit.text[span.start : span.end]
     return Citation(
         marker=number,
         chunk_id=hit.chunk_id,

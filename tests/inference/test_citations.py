@@ -94,3 +94,15 @@ def test_what_is_shown_while_writing_adds_up_to_the_answer(
     assert set(prompts.cited_numbers(text)) <= {1, 2}
     for citation in settled.citations:
         assert DOCUMENT[citation.start : citation.end] == citation.text
+
+
+def test_reference_marks_of_a_document_are_cited_to_the_character() -> None:
+    text = "A windlass is a machine [1] that lifts anchors."
+    held = replace(hit("c", 0.5), start=100, end=100 + len(text), text=text)
+    # The prompt shows the mark as (1), so the model says that.
+    settled = settle("a machine (1) that lifts anchors [1]", [held], restore=True)
+    (citation,) = settled.citations
+    assert citation.text == "a machine [1] that lifts anchors"
+    assert (citation.start, citation.end) == (114, 114 + len(citation.text))
+    assert prompts.cited_numbers(settled.text) == [1]
+    assert settled.text == "a machine (1) that lifts anchors [1]"

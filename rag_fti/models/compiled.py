@@ -152,9 +152,8 @@ def _quantize_onnx(folder: Path, target: Path) -> None:
 
 
 def _quantize_openvino(folder: Path, target: Path) -> None:
-    os.environ.setdefault("NNCF_CI", "1")  # else it reports its use to its makers
+    openvino = _import_openvino()
     import nncf
-    import openvino
 
     nncf.set_log_level(logging.ERROR)
     about = json.loads((folder / "export.json").read_text(encoding="utf-8"))
@@ -315,9 +314,20 @@ def _onnx(file: Path) -> Run:
     return run
 
 
-def _openvino(file: Path, dtype: str) -> Run:
+def _import_openvino() -> Any:
+    """OpenVINO without its telemetry.
+
+    Importing OpenVINO or NNCF would otherwise fork this process to report it to their makers. They
+    do without where the reporting package is missing, so its import is made to fail.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
+    return openvino
+
+
+def _openvino(file: Path, dtype: str) -> Run:
+    openvino = _import_openvino()
     options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": _threads()}
     if dtype in _PRECISIONS:
         options["INFERENCE_PRECISION_HINT"] = _PRECISIONS[dtype]

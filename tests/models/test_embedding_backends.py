@@ -139,6 +139,16 @@ def test_a_missing_package_says_what_to_install() -> None:
     assert "rag-fti[compiled]" in done.stderr
 
 
+def test_openvino_reports_nothing_to_its_makers() -> None:
+    require("openvino")
+    code = (
+        "import os; os.register_at_fork(before=lambda: os._exit(9))\n"
+        "from rag_fti.models.compiled import _import_openvino; _import_openvino().Core()\n"
+        "import sys, nncf; assert 'openvino_telemetry.backend' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 @pytest.mark.slow
 def test_processes_give_the_same_vectors_and_end(tiny_model: Path, exact: Vectors) -> None:
     config = EmbedderConfig(model=str(tiny_model), dtype="float32", processes=2)

@@ -12,12 +12,14 @@ import math
 import re
 import zlib
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
 
 _SAMPLED_ABOVE = 2000
 _SKETCH = 4
+_ROUNDING = 1e-9
 
 
 def question_shingles(text: str, *, width: int = 4) -> frozenset[int]:
@@ -28,16 +30,33 @@ def question_shingles(text: str, *, width: int = 4) -> frozenset[int]:
     )
 
 
-def document_shingles(text: str) -> frozenset[int]:
-    """Hashes of the word 5-grams of a document.
+@dataclass(frozen=True)
+class DocumentShingles:
+    """Hashes of the word 5-grams of a document."""
 
-    Of long documents only hashes divisible by 8 are kept: the same ones in each document, so
-    similarities stay what they are on average.
-    """
+    count: int
+    """How many there are."""
+    whole: frozenset[int] | None
+    """All of them; None for long documents."""
+    sampled: frozenset[int]
+    """Those divisible by 8: the same ones in each document, so similarities stay what they are
+    on average."""
+
+    def similarity(self, other: DocumentShingles) -> float:
+        """Jaccard similarity in [0, 1]; of samples where one of both documents is long."""
+        if self.whole is not None and other.whole is not None:
+            return jaccard(self.whole, other.whole)
+        return jaccard(self.sampled, other.sampled)
+
+
+def document_shingles(text: str) -> DocumentShingles:
+    """What is compared of a document."""
     hashes = _word_grams(text)
-    if len(hashes) <= _SAMPLED_ABOVE:
-        return hashes
-    return frozenset(value for value in hashes if value % 8 == 0)
+    return DocumentShingles(
+        len(hashes),
+        hashes if len(hashes) <= _SAMPLED_ABOVE else None,
+        frozenset(value for value in hashes if value % 8 == 0),
+    )
 
 
 def document_sketch(text: str) -> list[int]:
@@ -87,12 +106,19 @@ class NearDuplicates(Generic[Key]):
         met: set[Key] = set()
         for element in self._prefix(shingles):
             met.update(self._postings.get(element, ()))
-        scored = [(key, jaccard(shingles, self._sets[key])) for key in met]
+        size = len(shingles)
+        scored = [
+            (key, jaccard(shingles, self._sets[key]))
+            for key in met
+            # Sets whose sizes differ more cannot be that similar.
+            if self._similarity * size - _ROUNDING <= len(self._sets[key])
+            and self._similarity * len(self._sets[key]) - _ROUNDING <= size
+        ]
         close = [(key, score) for key, score in scored if score >= self._similarity]
         return sorted(close, key=lambda pair: (-pair[1], str(pair[0])))
 
     def _prefix(self, shingles: frozenset[int]) -> list[int]:
-        count = len(shingles) - math.ceil(self._similarity * len(shingles)) + 1
+        count = len(shingles) - math.ceil(self._similarity * len(shingles) - _ROUNDING) + 1
         return sorted(shingles)[:count]
 
 
@@ -126,8 +152,15 @@ def group_documents(texts: Mapping[str, str], *, similarity: float, groups: Grou
         similarity: Jaccard similarity of word 5-grams from which two are joined.
         groups: Receives the result.
     """
-    index: NearDuplicates[str] = NearDuplicates(similarity)
+    whole: NearDuplicates[str] = NearDuplicates(similarity)
+    sampled: NearDuplicates[str] = NearDuplicates(similarity)
     for document, text in texts.items():
         shingles = document_shingles(text)
-        groups.join([document, *(other for other, _ in index.find(shingles))])
-        index.add(document, shingles)
+        groups.join([document])
+        if shingles.whole is not None:
+            groups.join([document, *(other for other, _ in whole.find(shingles.whole))])
+            whole.add(document, shingles.whole)
+        # A short document can be the near duplicate of a long one only if it is nearly as long.
+        if shingles.count > _SAMPLED_ABOVE * similarity:
+            groups.join([document, *(other for other, _ in sampled.find(shingles.sampled))])
+            sampled.add(document, shingles.sampled)

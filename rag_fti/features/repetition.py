@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rag_fti.datasets.near_duplicates import document_shingles, jaccard
+from rag_fti.datasets.near_duplicates import DocumentShingles, document_shingles
 from rag_fti.feature_store import FeatureStore, sql_in, sql_string
 from rag_fti.features.totals import NearDuplicate
 from rag_fti.schemas import Document
@@ -68,7 +68,7 @@ def _texts(store: FeatureStore, wanted: Sequence[str], *, known: dict[str, str])
 def _alike(
     pairs: Sequence[tuple[Document, dict[str, Any]]], texts: dict[str, str]
 ) -> list[NearDuplicate]:
-    shingles: dict[str, frozenset[int]] = {}
+    shingles: dict[str, DocumentShingles] = {}
     met: set[frozenset[str]] = set()
     found = []
     for document, other in pairs:
@@ -78,7 +78,8 @@ def _alike(
         met.add(pair)
         for name in pair - shingles.keys():
             shingles[name] = document_shingles(texts[name])
-        similarity = jaccard(*(shingles[name] for name in sorted(pair)))
+        one, two = (shingles[name] for name in pair)
+        similarity = one.similarity(two)
         if similarity >= SIMILARITY:
             found.append(NearDuplicate(document.source, other["source"], round(similarity, 3)))
     return sorted(found, key=lambda pair: (-pair.similarity, pair.source, pair.like))

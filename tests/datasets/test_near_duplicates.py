@@ -45,7 +45,7 @@ def test_long_documents_are_sampled_evenly() -> None:
         frozenset(hash(tuple(words[n : n + 5])) for n in range(len(words))),
         frozenset(hash(tuple(changed[n : n + 5])) for n in range(len(changed))),
     )
-    sampled = jaccard(document_shingles(" ".join(words)), document_shingles(" ".join(changed)))
+    sampled = document_shingles(" ".join(words)).similarity(document_shingles(" ".join(changed)))
     assert sampled == pytest.approx(whole, abs=0.03)
 
 
@@ -60,3 +60,14 @@ def test_near_duplicate_documents_share_a_group_along_the_chain() -> None:
     groups = Groups()
     group_documents(texts, similarity=0.85, groups=groups)
     assert groups.find("a") == groups.find("b") == groups.find("c") != groups.find("d")
+
+
+def test_documents_on_both_sides_of_the_sampling_limit_are_compared() -> None:
+    words = [f"word{n}" for n in range(1990)]
+    texts = {"a": " ".join(words), "b": " ".join([*words, *(f"more{n}" for n in range(60))])}
+    groups = Groups()
+    group_documents(texts, similarity=0.8, groups=groups)
+    assert groups.find("a") == groups.find("b")
+    one, two = (document_shingles(text) for text in texts.values())
+    assert one.whole is not None and two.whole is None
+    assert one.similarity(two) > 0.9

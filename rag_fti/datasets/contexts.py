@@ -21,6 +21,9 @@ from rag_fti.schemas import Hit
 SPARE_HITS = 8
 """Hits retrieved beyond what is shown, to fill up for withheld ones."""
 
+_TELLING_CHARACTERS = 4
+_WORDS_AROUND = 3
+
 
 @dataclass(frozen=True)
 class Context:
@@ -83,14 +86,15 @@ def without_answer(
 ) -> Context | None:
     """A context that lacks the answer, or None where nothing is left to show.
 
-    Left out are the supporting chunks and every other passage that says the answer's words,
-    unless these are too common to mean anything (a single short word or number).
+    Left out are the supporting chunks and every other passage that says the answer's words. A
+    short word or number alone is too common to mean anything: it counts together with the words
+    around it, as in overlapping chunks and copies of a document.
     """
     gold = {hit.chunk_id for hit in candidate.chunks}
-    telling = len(candidate.answer) >= 4
+    telling = _telling(candidate)
     left, withheld = [], []
     for hit in retrieved:
-        says = telling and candidate.answer and align(candidate.answer, hit.text) is not None
+        says = any(align(words, hit.text) is not None for words in telling)
         if hit.chunk_id in gold or says:
             withheld.append(hit.chunk_id)
         else:
@@ -99,3 +103,16 @@ def without_answer(
     if not kept:
         return None
     return Context(tuple(kept), tuple(rendered), (), tuple(sorted({*withheld, *gold})), False)
+
+
+def _telling(candidate: Candidate) -> set[str]:
+    """Words that give the answer away wherever they stand."""
+    if len(candidate.answer) >= _TELLING_CHARACTERS:
+        return {candidate.answer}
+    found = set()
+    for hit in candidate.chunks:
+        if (span := align(candidate.answer, hit.text)) is not None:
+            before = hit.text[: span.start].split()[-_WORDS_AROUND:]
+            after = hit.text[span.end :].split()[:_WORDS_AROUND]
+            found.add(" ".join([*before, span.text, *after]))
+    return found

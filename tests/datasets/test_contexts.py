@@ -56,3 +56,18 @@ def test_no_passage_with_the_answer_is_left_when_it_is_withheld() -> None:
     assert (
         without_answer(GOLD, [GOLD.chunks[0]], passages=4, count_tokens=words, budget=200) is None
     )
+
+
+def test_a_short_answer_is_withheld_with_the_words_around_it() -> None:
+    gold = candidate(
+        "How many bolts hold the door?", "12", "Gate. The door is held by 12 bolts of steel.",
+        chunk="gold",
+    )  # fmt: skip
+    overlap = hit("The door is held by 12 bolts of steel. They are new.", chunk="overlap")
+    unrelated = hit("Lunch is at 12 o'clock.", chunk="lunch")
+    context = without_answer(
+        gold, [overlap, unrelated, *OTHERS], passages=3, count_tokens=words, budget=200
+    )
+    assert context is not None
+    assert [h.chunk_id for h in context.hits] == ["lunch", "o0", "o1"]
+    assert context.withheld == ("gold", "overlap")

@@ -163,7 +163,8 @@ def test_nothing_breaks_or_leaks_under_twice_the_load(start: Start, tmp_path: Pa
     started = time.monotonic()
     memory: list[int] = []
     swaps = 0
-    while (passed := time.monotonic() - started) < SECONDS:
+    # On a slow machine an ingest takes longer than the time between two swaps.
+    while (passed := time.monotonic() - started) < SECONDS or swaps < SWAPS:
         fill(server.services.store, {f"late/{swaps}.md": f"Lantern {swaps} hangs in room {swaps}."})
         if passed > swaps * SECONDS / SWAPS:
             swaps += 1
@@ -183,7 +184,6 @@ def test_nothing_breaks_or_leaks_under_twice_the_load(start: Start, tmp_path: Pa
     assert set(clients.statuses) <= {200, 429}
     assert clients.statuses[200] > 50
     assert clients.left > 5
-    assert swaps >= SWAPS - 1
     assert lane.idle
     assert server.services.exchanges == set()
     assert server.services.pool.failures() == {}

@@ -2,7 +2,7 @@ r"""Ingestion speed, unchanged runs and memory, beside other tools.
 
     python benchmarks/feature.py --documents 60
     python benchmarks/feature.py --documents 60 --peers langchain llamaindex \
-        --peer-python ../peers/bin/python
+        --peer-python ../peers/bin/python --backends openvino:bfloat16 openvino:int8
 
 Corpus: the first PEPs of RAG_FTI_SHARED_DATA/peps. Every measurement is its own process, one
 after the other, on the same files and the same all-MiniLM-L6-v2 weights. Times are those of the
@@ -16,6 +16,7 @@ langchain-text-splitters`` or ``llama-index-core llama-index-embeddings-huggingf
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -68,13 +69,19 @@ class Stopwatch:
         return {"seconds": time.monotonic() - self._wall, "cpu_seconds": self._used() - self._cpu}
 
 
-def ours(folder: Path, work: Path) -> None:
+def ours(folder: Path, work: Path, backend: str = "torch", dtype: str = "auto") -> None:
     """Ingest with this project, then again unchanged."""
     from pipelines import ingest
     from rag_fti.config import load_settings
     from rag_fti.models.embedder import build_embedder
 
-    settings = load_settings(values={"storage.root": str(work)})
+    settings = load_settings(
+        values={
+            "storage.root": str(work),
+            "embedder.backend": backend,
+            "embedder.dtype": dtype,
+        }
+    )
     embedder = build_embedder(settings.embedder)
     embedder.encode_documents(["warm-up"])
     watch = Stopwatch()
@@ -87,13 +94,19 @@ def ours(folder: Path, work: Path) -> None:
     finished({**first, "chunks": summary.chunks["added"], "unchanged": second})
 
 
-def pure(folder: Path, work: Path) -> None:
+def pure(folder: Path, work: Path, backend: str = "torch", dtype: str = "auto") -> None:
     """Embed the chunks that ``ours`` made, and nothing else."""
     from rag_fti.config import load_settings
     from rag_fti.feature_store import FeatureStore
     from rag_fti.models.embedder import build_embedder
 
-    settings = load_settings(values={"storage.root": str(work)})
+    settings = load_settings(
+        values={
+            "storage.root": str(work),
+            "embedder.backend": backend,
+            "embedder.dtype": dtype,
+        }
+    )
     store = FeatureStore.open(settings.storage.features_uri)
     texts = sorted(set(store.chunks(columns=["indexed_text"])["indexed_text"].to_pylist()), key=len)
     embedder = build_embedder(settings.embedder)
@@ -173,7 +186,7 @@ def llamaindex_default(folder: Path, work: Path) -> None:
     llamaindex(folder, work, chunk_size=1024)
 
 
-TASKS: dict[str, Callable[[Path, Path], None]] = {
+TASKS: dict[str, Callable[..., None]] = {
     "ours": ours,
     "pure": pure,
     "plain": plain,
@@ -202,43 +215,50 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="also ingest ten times as much")
     parser.add_argument("--peers", nargs="*", choices=sorted(TASKS), default=[])
     parser.add_argument("--peer-python", default=sys.executable)
+    parser.add_argument(
+        "--backends", nargs="*", default=[], help="more embedders for ours, as backend:dtype"
+    )
     parser.add_argument("--work", type=Path, default=Path("build/feature"))
     parser.add_argument("--out", type=Path, help="write all figures as JSON")
-    parser.add_argument("--task", choices=sorted(TASKS), help=argparse.SUPPRESS)
+    parser.add_argument("--task", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.task:
-        TASKS[arguments.task](arguments.folder, arguments.work)
+        task, *variant = arguments.task.split(":")
+        TASKS[task](arguments.folder, arguments.work, *variant)
         return
     shutil.rmtree(arguments.work, ignore_errors=True)
     folder = arguments.work / "corpus"
     megabytes = sum(f.stat().st_size for f in corpus(arguments.documents, 1, folder)) / 1e6
     print(f"{arguments.documents} documents, {megabytes:.2f} MB", flush=True)
     results: dict[str, Any] = {"megabytes": megabytes}
-    plan = [("ours", sys.executable), ("pure", sys.executable)]
+    variants = ["", *(f":{backend}" for backend in arguments.backends)]
+    plan = [(f"{task}{v}", sys.executable) for v in variants for task in ("ours", "pure")]
     plan += [
         (peer, sys.executable if peer == "plain" else arguments.peer_python)
         for peer in arguments.peers
     ]
     for task, python in plan:
-        found = measure(task, python, folder, arguments.work / "ours" if task in ("ours", "pure")
-                        else arguments.work / task)  # fmt: skip
+        # "pure" reads the chunks that "ours" left.
+        place = task.replace("pure", "ours").replace(":", "-")
+        found = measure(task, python, folder, arguments.work / place)
         results[task] = found
         speed = 1000 * megabytes / found["seconds"]
         print(
-            f"{task:20s} {found['seconds']:7.1f} s  {found['cpu_seconds']:7.1f} CPU s  "
+            f"{task:24s} {found['seconds']:7.1f} s  {found['cpu_seconds']:7.1f} CPU s  "
             f"{speed:6.1f} kB/s  {found['chunks']:6d} chunks "
             f"{found['chunks'] / found['seconds']:6.1f} chunks/s  {found['peak_mb']} MB",
             flush=True,
         )
-    for clock in ("seconds", "cpu_seconds"):
-        ours_, pure_ = results["ours"], results["pure"]
+    for variant, clock in itertools.product(variants, ("seconds", "cpu_seconds")):
+        ours_, pure_ = results[f"ours{variant}"], results[f"pure{variant}"]
         print(
-            f"{clock}: ours / pure embedding {ours_[clock] / pure_[clock]:.2f}; unchanged run "
-            f"{ours_['unchanged'][clock]:.2f}, {ours_['unchanged'][clock] / ours_[clock]:.1%}"
+            f"ours{variant}, {clock}: {ours_[clock] / pure_[clock]:.2f} of pure embedding; "
+            f"unchanged run {ours_['unchanged'][clock]:.2f}, "
+            f"{ours_['unchanged'][clock] / ours_[clock]:.1%}"
         )
         for peer in arguments.peers:
-            print(f"{clock}: {peer} / ours {results[peer][clock] / ours_[clock]:.2f}")
+            print(f"    {peer} / ours{variant} {results[peer][clock] / ours_[clock]:.2f}")
     if arguments.memory:
         big = arguments.work / "big"
         corpus(arguments.documents, 10, big)

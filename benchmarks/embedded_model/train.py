@@ -201,18 +201,23 @@ def held_out_scores(model: Any, tokenizer: Any, sets: Any, limit: int) -> dict[s
     }
 
 
-def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Train, yielding one record per log line."""
-    device = torch.device(options.device)
-    tokenizer = build_tokenizer()
+def begin(options: argparse.Namespace, tokenizer: Any) -> Any:
+    """The model to train, in float32: a reader to go on from, or MiniLM."""
     if options.start:
         model: Any = AutoModelForCausalLM.from_pretrained(options.start, dtype=torch.float32)
     else:
         model = build_model(build_config(tokenizer), seed=options.seed)
-    model.to(device).train()
     if options.compile:
         for block in model.layers:
             block.compile(dynamic=True)
+    return model
+
+
+def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Train, yielding one record per log line."""
+    device = torch.device(options.device)
+    tokenizer = build_tokenizer()
+    model = begin(options, tokenizer).to(device).train()
     pool = Pool(options.data / "pool.npz", options.seed, favoured_length=options.favoured_length)
     sets = dev(options.data / "dev.jsonl")
     groups = parameter_groups(model, options.rate, options.head_rate)
@@ -277,7 +282,9 @@ def main() -> None:
     parser.add_argument("--eval-limit", type=int, default=50)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--compile", action="store_true", help="compile the layers: 1.2 times as fast, 1 min to start"
+        "--compile",
+        action="store_true",
+        help="compile the layers: a fifth faster, a minute to start",
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)

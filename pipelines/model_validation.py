@@ -6,6 +6,7 @@ over the same store.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,6 +121,8 @@ class _Item:
     supporting: frozenset[str] = frozenset()
     withheld: tuple[str, ...] = ()
     at: str = ""
+    collection: str = ""
+    """The only one to search; empty searches all."""
 
 
 @dataclass
@@ -195,11 +198,13 @@ def run(
         registry.set_alias(
             challenger.name, CHAMPION, challenger.version, why=verdict, report=str(path)
         )
-    now = registry.aliases(challenger.name).get(CHAMPION)
-    moved = promote and now == challenger.version
+    moved = any(
+        change.alias == CHAMPION and change.report == str(path)
+        for change in registry.history(challenger.name)
+    )
     facts = {
         "report_written": path.is_file(),
-        "promotion_follows_gates": moved == promote,
+        "promotion_follows_gates": moved == promote and (verdicts.passed or not moved),
     }
     contract.ensure(facts)
     report = contract.finish(facts)
@@ -306,14 +311,16 @@ def _items(settings: Settings, version: ModelVersion, store: FeatureStore) -> It
     config = settings.evaluation
     # Pinned once: an ingest in between must not let one model see what another did not.
     snapshot = store.resolve(settings.inference.follow)
-    for path in config.questions:
+    names = Counter(path.name for path in config.questions)
+    for path in dict.fromkeys(config.questions):
+        source = path.name if names[path.name] == 1 else str(path)
         questions = read_questions(path)
         if config.held_out_only and any(question.held_out for question in questions):
             questions = [question for question in questions if question.held_out]
         for question in questions[: config.max_questions or None]:
             yield _Item(
-                id=f"{path.name}:{question.id}",
-                source=path.name,
+                id=f"{source}:{question.id}",
+                source=source,
                 question=question.question,
                 accepted=question.answers,
                 answerable=question.answerable,
@@ -335,6 +342,8 @@ def _test_items(settings: Settings, version: ModelVersion, store: FeatureStore) 
     except (DatasetError, SnapshotNotFound):
         # Trained elsewhere, or on a store that is gone: the question files have to do.
         return
+    # What the dataset's contexts were retrieved from.
+    collection = str((dataset.manifest.get("settings") or {}).get("collection") or "")
     rows = dataset.rows("test").to_pylist()
     for row in rows[: settings.evaluation.max_questions or None]:
         yield _Item(
@@ -346,6 +355,7 @@ def _test_items(settings: Settings, version: ModelVersion, store: FeatureStore) 
             supporting=frozenset(row["supporting_chunk_ids"]),
             withheld=tuple(row["withheld_chunk_ids"] or ()),
             at=snapshot,
+            collection=collection,
         )
 
 
@@ -399,15 +409,18 @@ def _ask_all(
 ) -> _Outcome:
     outcome = _Outcome()
     batch = settings.batch.batch_size
-    grouped: dict[tuple[str, tuple[str, ...]], list[_Item]] = {}
+    grouped: dict[tuple[str, str, tuple[str, ...]], list[_Item]] = {}
     for item in items:
-        grouped.setdefault((item.at, item.withheld), []).append(item)
+        grouped.setdefault((item.at, item.collection, item.withheld), []).append(item)
     done = 0
-    for (at, withheld), group in grouped.items():
+    for (at, collection, withheld), group in grouped.items():
+        collections = [collection] if collection else None
         where = _without(withheld)
         for start in range(0, len(group), batch):
             part = group[start : start + batch]
-            answers = engine.answer_many([i.question for i in part], where=where, at=at)
+            answers = engine.answer_many(
+                [i.question for i in part], where=where, at=at, collections=collections
+            )
             for item, answer in zip(part, answers, strict=True):
                 outcome.judged.append(_judge(item, answer))
                 outcome.snapshots.add((item.id, answer.snapshot))
@@ -427,18 +440,18 @@ def _without(chunk_ids: Sequence[str]) -> str | None:
 
 
 def _judge(item: _Item, answer: Answer) -> Judged:
-    from rag_fti.evaluation.questions import supports
+    from rag_fti.evaluation.questions import supporting_chunks
     from rag_fti.evaluation.scoring import judge
 
-    supporting = item.supporting | {
-        hit.chunk_id for hit in answer.hits if supports(hit, item.spans)
-    }
+    supporting = item.supporting or supporting_chunks(
+        answer.hits, spans=item.spans, answers=item.accepted if item.answerable else ()
+    )
     return judge(
         answer,
         question_id=item.id,
         accepted=item.accepted,
         answerable=item.answerable,
-        supporting_chunks=frozenset(supporting),
+        supporting_chunks=supporting,
         question_set="test_split" if item.source == TEST_SPLIT else "question_files",
     )
 

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from rag_fti import ids
+from rag_fti.alignment import align
 from rag_fti.errors import SourceError
 from rag_fti.schemas import Hit, Question
 
@@ -46,12 +47,17 @@ def read_questions(path: Path) -> list[Question]:
     else:
         questions = [
             _parse(path, number, line)
-            for number, line in enumerate(text.splitlines(), start=1)
+            # Not splitlines: JSON strings may hold other line ends, such as U+2028.
+            for number, line in enumerate(text.split("\n"), start=1)
             if line.strip()
         ]
     repeated = [name for name, n in Counter(q.id for q in questions).items() if n > 1]
     if repeated:
-        raise SourceError(f"{path} uses the id {repeated[0]!r} more than once.")
+        text = next(q.question for q in questions if q.id == repeated[0])
+        raise SourceError(
+            f"{path} uses the id {repeated[0]!r} more than once, first for {text!r}.",
+            next_step="Give each question its own id; without ids, ask each question once.",
+        )
     return questions
 
 
@@ -70,6 +76,28 @@ def supports(hit: Hit, spans: Sequence[Mapping[str, Any]]) -> bool:
     with text where the passage holds it (spaces aside) or at least 80 % of its words.
     """
     return any(_holds(hit, span) for span in spans if same_source(str(span["source"]), hit.source))
+
+
+def supporting_chunks(
+    hits: Sequence[Hit], *, spans: Sequence[Mapping[str, Any]], answers: Sequence[str]
+) -> frozenset[str]:
+    """Ids of the passages that hold a question's answer.
+
+    Args:
+        hits: Retrieved passages.
+        spans: Where the answer stands; where nobody said, passages that say an accepted answer
+            hold it.
+        answers: Accepted answers.
+    """
+    return frozenset(
+        hit.chunk_id
+        for hit in hits
+        if (
+            supports(hit, spans)
+            if spans
+            else any(align(answer, hit.text) is not None for answer in answers)
+        )
+    )
 
 
 def _holds(hit: Hit, span: Mapping[str, Any]) -> bool:
@@ -140,26 +168,32 @@ def _from_csv(path: Path, text: str) -> list[Question]:
     reader = csv.DictReader(
         io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ","
     )
-    columns = reader.fieldnames or []
+    try:
+        columns, rows = reader.fieldnames or [], [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise SourceError(
+            f"{path}, line {reader.line_num + 1}: not CSV ({error}).",
+            next_step="Repair that line, or give the questions as JSON lines.",
+        ) from error
     if "question" not in columns or not {"answer", "answers"} & set(columns):
         raise SourceError(
             f"{path} has the columns {', '.join(columns) or '(none)'}.",
             next_step="The first line must name at least question and answer.",
         )
     questions = []
-    for row in reader:
+    for line, row in rows:
         accepted = row.get("answers") or row.get("answer") or ""
         parts = accepted.split("|") if row.get("answers") else [accepted]
         value: dict[str, Any] = {
             "id": row.get("id") or "",
             "question": row.get("question") or "",
             "answers": [part.strip() for part in parts if part.strip()],
-            "held_out": _flag(path, reader.line_num, row.get("held_out") or ""),
-            "answerable": _flag(path, reader.line_num, row.get("answerable") or "true"),
+            "held_out": _flag(path, line, row.get("held_out") or ""),
+            "answerable": _flag(path, line, row.get("answerable") or "true"),
         }
         if row.get("source") and row.get("span"):
             value["spans"] = [{"source": row["source"], "text": row["span"]}]
-        questions.append(_question(path, reader.line_num, value))
+        questions.append(_question(path, line, value))
     return questions
 
 

@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 
 from rag_fti.errors import SourceError
-from rag_fti.evaluation.questions import read_questions, same_source, supports
+from rag_fti.evaluation.questions import (
+    read_questions,
+    same_source,
+    supporting_chunks,
+    supports,
+)
 from rag_fti.schemas import Hit
 
 
@@ -78,3 +83,25 @@ def test_spans_by_text_and_by_offset() -> None:
     assert supports(passage, [{"source": "a.md", "start": 110, "end": 130}])
     assert not supports(passage, [{"source": "a.md", "start": 0, "end": 90}])
     assert not supports(passage, [{"source": "a.md", "start": 50, "end": 105}])
+
+
+def test_without_spans_a_passage_that_says_the_answer_supports_it() -> None:
+    says = hit("The door is Deep Red.")
+    assert supporting_chunks([says], spans=(), answers=("deep red",)) == {"c"}
+    assert supporting_chunks([says], spans=(), answers=("blue",)) == frozenset()
+    assert supporting_chunks([says], spans=(), answers=()) == frozenset()
+    elsewhere = {"source": "b.md", "text": "The door is deep red."}
+    assert supporting_chunks([says], spans=(elsewhere,), answers=("deep red",)) == frozenset()
+
+
+def test_line_separators_inside_a_question_end_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_bytes('{"question": "one\u2028two\u0085three"}\r\n{"question": "x"}\r\n'.encode())
+    assert [q.question for q in read_questions(path)] == ["one\u2028two\u0085three", "x"]
+
+
+def test_a_table_that_is_no_table_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text("question,answer\nwhat,this\nwhy," + "long" * 40_000 + "\n")
+    with pytest.raises(SourceError, match="line 3: not CSV"):
+        read_questions(path)

@@ -16,6 +16,7 @@ from rag_fti.feature_store.tables import Tables, mapped_errors
 
 logger = logging.getLogger(__name__)
 
+LOG_FILE_ROWS = 8192
 _ATTEMPTS = 5
 
 
@@ -29,6 +30,20 @@ def optimize(tables: Tables, name: str, *, keep_days: float | None) -> None:
     _retry(f"update the indexes of {name}", lambda: table.to_lance().optimize.optimize_indices())
     if keep_days is not None:
         _clean(table, name, older_than=timedelta(days=keep_days), delete_unverified=False)
+
+
+def compact_log(tables: Tables, name: str) -> None:
+    """Join the small files that appending leaves, and drop the versions of the last hours.
+
+    Files of :data:`LOG_FILE_ROWS` rows are left as they are, so that the work does not grow with
+    the log.
+    """
+    table = tables.get(name)
+    _retry(
+        f"compact {name}",
+        lambda: table.to_lance().optimize.compact_files(target_rows_per_fragment=LOG_FILE_ROWS),
+    )
+    _clean(table, name, older_than=timedelta(hours=1), delete_unverified=False)
 
 
 def purge(tables: Tables, name: str) -> None:

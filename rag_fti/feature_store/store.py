@@ -30,6 +30,8 @@ _LOG_SCHEMAS = {
     "feedback": schemas.feedback_schema,
     "predictions": schemas.predictions_schema,
 }
+_LOG_COMMITS = 256
+"""A log table is compacted after so many appends."""
 _BAD_FILTER = "If a filter was given, check it: SQL over the columns in docs/ingestion.md."
 
 
@@ -466,7 +468,7 @@ class FeatureStore:
     # -- logs ------------------------------------------------------------------------------
 
     def append(self, table: LogTable, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add rows to a log table, which is created on first use.
+        """Add rows to a log table, which is created on first use and compacted now and then.
 
         Args:
             table: ``inference_log``, ``feedback`` or ``predictions``.
@@ -478,15 +480,32 @@ class FeatureStore:
         handle = self._tables.create(table, schema)
         with mapped_errors(f"write to {table}"):
             handle.add(pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
+            commits = handle.version
+        if commits % _LOG_COMMITS == 0:
+            maintenance.compact_log(self._tables, table)
 
     def rows(
-        self, table: LogTable, *, where: str | None = None, limit: int | None = None
+        self,
+        table: LogTable,
+        *,
+        where: str | None = None,
+        columns: Sequence[str] | None = None,
+        limit: int | None = None,
     ) -> pa.Table:
         """Rows of a log table; none, with its schema, while it does not exist yet."""
         handle = self._tables.find(table)
         if handle is None:
-            return _LOG_SCHEMAS[table]().empty_table()
-        return self._scan(handle, where, None, limit)
+            empty = _LOG_SCHEMAS[table]().empty_table()
+            return empty if columns is None else empty.select(list(columns))
+        return self._scan(handle, where, columns, limit)
+
+    def count_rows(self, table: LogTable) -> int:
+        """How many rows a log table has."""
+        handle = self._tables.find(table)
+        if handle is None:
+            return 0
+        with mapped_errors(f"count rows of {table}"):
+            return int(handle.count_rows())
 
     # -- inside ----------------------------------------------------------------------------
 

@@ -190,6 +190,15 @@ def feedback() -> dict[str, object]:
     }
 
 
+def test_a_log_does_not_grow_into_ever_more_files(store: FeatureStore) -> None:
+    for number in range(300):
+        store.append("feedback", [{**feedback(), "feedback_id": str(number)}])
+    found = store.rows("feedback")["feedback_id"].to_pylist()
+    assert sorted(found, key=int) == [str(number) for number in range(300)]
+    fragments = len(lancedb.connect(store.uri).open_table("feedback").to_lance().get_fragments())
+    assert fragments < 300 - 256 + 5
+
+
 def test_logs_are_appended_and_filtered(store: FeatureStore) -> None:
     store.append("feedback", [feedback(), {**feedback(), "feedback_id": "g", "rating": -1}])
     store.append("feedback", [])

@@ -5,7 +5,9 @@ Run: ``python -m pipelines.feature_monitoring``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rag_fti.contracts import Check, Contract, ContractRun, Facts, Outcome, is_true, new_run_id
@@ -45,6 +47,10 @@ CONTRACT = Contract(
         ),
     ),
 )
+
+
+def _written(files: Mapping[str, str]) -> bool:
+    return all(Path(path).is_file() and Path(path).stat().st_size for path in files.values())
 
 
 @dataclass(frozen=True)
@@ -117,7 +123,7 @@ def run(
         draw(metrics, samples, folder / "drift.png")
         files = {name: str(folder / name) for name in ("metrics.json", "metrics.prom", "drift.png")}
     progress.update("measuring", 2, 2)
-    facts = {**metrics.to_dict(), "max_drift": options.max_drift, "written": True}
+    facts = {**metrics.to_dict(), "max_drift": options.max_drift, "written": _written(files)}
     contract.ensure(facts)
     report = contract.finish(facts)
     return Summary(

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rag_fti.errors import RagFtiError
+from rag_fti.errors import DatasetError, RagFtiError
 
 if TYPE_CHECKING:
     from rag_fti.feature_store import FeatureStore
     from rag_fti.registry import Registry
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "preferences")
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,11 @@ def tainted_by(document_ids: Sequence[str], *, stores: Stores) -> Taint:
         for version in stores.registry.versions(name)
         if version.manifest.get("dataset") in datasets
     )
-    log = stores.features.rows("inference_log")
+    log = stores.features.rows("inference_log", columns=["response_id", "document_ids"])
     answers = tuple(
         row["response_id"]
-        for row in log.select(["response_id", "document_ids"]).to_pylist()
+        for batch in log.to_batches()
+        for row in batch.to_pylist()
         if not set(document_ids).isdisjoint(row["document_ids"])
     )
     return Taint(datasets, models, answers)
@@ -100,16 +101,27 @@ def trace(identifier: str, *, stores: Stores) -> dict[str, Any]:
 
 
 def dataset_manifests(root: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
-    """Every complete dataset version: reference, directory and manifest, oldest first."""
-    paths = sorted(root.glob("*/*/manifest.json"), key=lambda path: path.stat().st_mtime)
-    for path in paths:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+    """Every complete dataset version: reference, directory and manifest, oldest first.
+
+    Raises:
+        DatasetError: If a manifest is damaged.
+    """
+    # A hidden directory is a version that is being written, or that a crash left.
+    paths = [p for p in root.glob("*/*/manifest.json") if not p.parent.name.startswith(".")]
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime):
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DatasetError(
+                f"The manifest {path} is damaged: {error}.",
+                next_step="Remove that version's directory, or copy it again from its source.",
+            ) from error
         yield f"{path.parent.parent.name}@{path.parent.name}", path.parent, manifest
 
 
 def _trace_answer(identifier: str, stores: Stores) -> dict[str, Any] | None:
-    log = stores.features.rows("inference_log")
-    rows = log.filter(pc.equal(log["response_id"], identifier)).to_pylist()
+    where = f"response_id = {_sql_string(identifier)}"
+    rows = stores.features.rows("inference_log", where=where).to_pylist()
     if not rows:
         return None
     row = rows[0]
@@ -161,8 +173,9 @@ def _trace_document(identifier: str, stores: Stores) -> dict[str, Any] | None:
     if not rows:
         return None
     row = rows[0]
-    chunks = stores.features.chunks(columns=["chunk_id", "document_id"])
-    own = chunks.filter(pc.equal(chunks["document_id"], row["document_id"]))
+    own = stores.features.chunks(
+        where=f"document_id = {_sql_string(row['document_id'])}", columns=["chunk_id"]
+    )
     return {
         "kind": "document",
         "id": row["document_id"],
@@ -243,8 +256,8 @@ def _chunk_now(chunk_id: str, stores: Stores) -> dict[str, Any] | None:
 
 
 def _feedback(response_id: str, stores: Stores) -> list[dict[str, Any]]:
-    table = stores.features.rows("feedback")
-    rows = table.filter(pc.equal(table["response_id"], response_id)).to_pylist()
+    where = f"response_id = {_sql_string(response_id)}"
+    rows = stores.features.rows("feedback", where=where).to_pylist()
     return [{key: row[key] for key in ("rating", "correction", "comment")} for row in rows]
 
 
@@ -256,6 +269,12 @@ def _dataset_uses(directory: Path, documents: pa.Array) -> bool:
     )
 
 
+def _sql_string(text: str) -> str:
+    from rag_fti.feature_store import sql_string
+
+    return sql_string(text)
+
+
 def _values(directory: Path, name: str) -> Iterable[str]:
     for column in _columns(directory, name):
         yield from column.to_pylist()
@@ -265,5 +284,6 @@ def _columns(directory: Path, name: str) -> Iterator[pa.Array]:
     """A list column of every split, flattened."""
     for split in SPLITS:
         path = directory / f"{split}.parquet"
-        if path.is_file():
+        # Preferences of earlier releases do not say their documents.
+        if path.is_file() and name in pq.read_schema(path).names:
             yield pc.list_flatten(pq.read_table(path, columns=[name])[name]).combine_chunks()

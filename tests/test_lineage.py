@@ -12,7 +12,7 @@ import pytest
 from rag_fti import ids, schemas
 from rag_fti.errors import RagFtiError
 from rag_fti.feature_store import FeatureStore
-from rag_fti.lineage import Stores, tainted_by, trace
+from rag_fti.lineage import Stores, dataset_manifests, tainted_by, trace
 from rag_fti.registry import Registry
 from tests.inference.corpus import CORPUS, fill
 
@@ -135,3 +135,14 @@ def test_an_unknown_id_is_an_error(stores: Stores) -> None:
     for unknown in ("nothing", "nothing@1", "0" * 32):
         with pytest.raises(RagFtiError, match="Nothing is known"):
             trace(unknown, stores=stores)
+
+
+def test_preferences_taint_and_unfinished_versions_do_not(stores: Stores) -> None:
+    folder = stores.datasets / "handbook"
+    pairs = pa.table({"document_ids": pa.array([[BOATS]], pa.list_(pa.string()))})
+    pq.write_table(pairs, folder / "v1" / "preferences.parquet")
+    assert tainted_by([BOATS], stores=stores).datasets == ("handbook@v1",)
+    left = folder / ".v2-123-abc"
+    left.mkdir()
+    (left / "manifest.json").write_text("{}", encoding="utf-8")
+    assert [reference for reference, _, _ in dataset_manifests(stores.datasets)] == ["handbook@v1"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -36,6 +36,7 @@ def contracts_by_pipeline() -> dict[str, Contract]:
 
 def open_stores(settings: Settings) -> Stores:
     """The shared storage that status and lineage read."""
+    from rag_fti.datasets.storage import datasets_directory
     from rag_fti.feature_store import FeatureStore
     from rag_fti.lineage import Stores
     from rag_fti.registry import Registry
@@ -43,7 +44,7 @@ def open_stores(settings: Settings) -> Stores:
     storage = settings.storage
     return Stores(
         features=FeatureStore.open(storage.features_uri, options=storage.options),
-        datasets=Path(storage.datasets_uri),
+        datasets=datasets_directory(storage.datasets_uri),
         registry=Registry.open(storage.registry_uri),
     )
 
@@ -157,11 +158,11 @@ def describe_stores(settings: Settings) -> dict[str, Any]:
             "snapshot": stores.features.snapshot(),
             "tags": stores.features.tags(),
             "documents": len(documents),
-            "collections": {name: documents.count(name) for name in sorted(set(documents))},
-            "chunks": stores.features.chunks(columns=["chunk_id"]).num_rows,
+            "collections": dict(sorted(Counter(documents).items())),
+            "chunks": stores.features.count_chunks(),
             "embedder": recipe.embedder.to_dict(),
             "chunker_digest": recipe.chunker_digest,
-            "logged_answers": stores.features.rows("inference_log").num_rows,
+            "logged_answers": stores.features.count_rows("inference_log"),
         }
     return {
         "features": features,

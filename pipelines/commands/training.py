@@ -262,7 +262,7 @@ def models_gc(
         referenced = {
             str(model)
             for table in ("inference_log", "predictions")
-            for model in store.rows(table).column("model").to_pylist()
+            for model in store.rows(table, columns=["model"])["model"].unique().to_pylist()
         }
         found = [
             registry.gc(name, keep_last=keep_last, referenced=referenced, dry_run=dry_run)

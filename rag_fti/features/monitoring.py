@@ -137,13 +137,15 @@ def _measure_drift(metrics: FeatureMetrics, samples: Samples) -> None:
 
 
 def _measure_answers(store: FeatureStore, metrics: FeatureMetrics) -> None:
-    log = store.rows("inference_log")
+    log = store.rows(
+        "inference_log", columns=["abstained", "retrieval_seconds", "generation_seconds"]
+    )
     metrics.requests = log.num_rows
     if log.num_rows:
         metrics.abstention_rate = round(pc.mean(pc.cast(log["abstained"], pa.float64())).as_py(), 4)
         seconds = pc.add(log["retrieval_seconds"], log["generation_seconds"])
         metrics.answer_seconds_p95 = round(pc.quantile(seconds, 0.95)[0].as_py(), 4)
-    feedback = store.rows("feedback")
+    feedback = store.rows("feedback", columns=["rating"])
     if feedback.num_rows:
         metrics.feedback_mean = round(pc.mean(feedback["rating"]).as_py(), 4)
 
@@ -238,8 +240,16 @@ def prometheus_text(metrics: FeatureMetrics) -> str:
         elif isinstance(value, dict):
             label = "language" if name == "languages" else "collection"
             lines.append(f"# TYPE {full} gauge")
-            lines += [f'{full}{{{label}="{key}"}} {count}' for key, count in sorted(value.items())]
+            lines += [
+                f'{full}{{{label}="{_escaped(key)}"}} {count}'
+                for key, count in sorted(value.items())
+            ]
     return "\n".join(lines) + "\n"
+
+
+def _escaped(label: str) -> str:
+    """A label value as the text format wants it: one wrong line spoils the whole file."""
+    return label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def draw(metrics: FeatureMetrics, samples: Samples, path: Path) -> None:

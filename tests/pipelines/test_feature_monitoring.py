@@ -9,7 +9,14 @@ import pytest
 from pipelines import feature_monitoring, ingest
 from rag_fti.config import Settings, load_settings
 from rag_fti.feature_store import FeatureStore
-from rag_fti.features.monitoring import categorical_psi, embedding_psi, mean_discrepancy, psi
+from rag_fti.features.monitoring import (
+    FeatureMetrics,
+    categorical_psi,
+    embedding_psi,
+    mean_discrepancy,
+    prometheus_text,
+    psi,
+)
 from tests.features.made_up import HashEmbedder, write_corpus
 
 
@@ -70,3 +77,9 @@ def test_drift_is_seen_and_noise_is_not() -> None:
     assert embedding_psi(one, other) < 0.05 < 0.2 < embedding_psi(one, other + 1.0)
     assert mean_discrepancy(one, other)[1] > 0.05
     assert mean_discrepancy(one, other + 1.0)[1] < 0.02
+
+
+def test_names_of_collections_are_escaped() -> None:
+    metrics = FeatureMetrics("d1c1", "d1c1", documents_by_collection={'a"b\\c\nd': 3})
+    line = 'rag_fti_features_documents_by_collection{collection="a\\"b\\\\c\\nd"} 3'
+    assert line in prometheus_text(metrics).splitlines()

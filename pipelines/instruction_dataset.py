@@ -200,7 +200,6 @@ def run(
         language_of=language_of,
     )
     inputs.dropped.update(filtered.dropped)
-    inputs.preferences = _unseen(inputs.preferences, evaluation, settings)
     kept = _limited(filtered.kept, config.max_examples, config.seed)
     progress.note(f"{len(candidates)} candidates, {len(kept)} kept")
 
@@ -228,6 +227,7 @@ def run(
         progress=progress,
     )
     inputs.dropped.update(built.dropped)
+    _keep_unseen_preferences(inputs, evaluation, built, settings)
     facts = _facts(settings, built, evaluation)
     contract.hold(facts)
     contract.ensure(facts)
@@ -261,8 +261,13 @@ def _read(store: FeatureStore, settings: Settings) -> _Inputs:
         "chunk_id", "document_id", "document_version", "source", "title", "heading", "page",
         "start", "end", "text", "ordinal",
     ]  # fmt: skip
-    chunks = store.chunks(where=where, at=snapshot, columns=columns).to_pylist()
-    hits = [Hit(**{name: row[name] for name in columns}, score=0.0) for row in chunks]
+    chunks = store.chunks(where=where, at=snapshot, columns=columns)
+    # By batch: a dictionary per row of a large corpus would double what is held.
+    hits = [
+        Hit(**row, score=0.0)
+        for batch in chunks.to_batches(max_chunksize=4096)
+        for row in batch.select(columns).to_pylist()
+    ]
     hits.sort(key=lambda hit: (hit.source, hit.document_id, hit.start))
     return _Inputs(
         snapshot=snapshot,
@@ -326,11 +331,20 @@ def _from_structure(settings: Settings, hits: Sequence[Hit]) -> Sequence[Candida
 
 
 def _from_feedback(store: FeatureStore, inputs: _Inputs) -> Sequence[Candidate]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     from rag_fti.datasets.feedback import from_feedback
 
+    feedback = store.rows("feedback").to_pylist()
+    responses = pa.array({row["response_id"] for row in feedback}, pa.string())
+    log = store.rows(
+        "inference_log",
+        columns=["response_id", "question", "answer", "abstained", "chunk_ids"],
+    )
     found = from_feedback(
-        store.rows("inference_log").to_pylist(),
-        store.rows("feedback").to_pylist(),
+        log.filter(pc.is_in(log["response_id"], value_set=responses)).to_pylist(),
+        feedback,
         {hit.chunk_id: hit for hit in inputs.hits},
     )
     inputs.dropped.update(found.dropped)
@@ -338,18 +352,37 @@ def _from_feedback(store: FeatureStore, inputs: _Inputs) -> Sequence[Candidate]:
     return found.candidates
 
 
-def _unseen(
-    preferences: Sequence[dict[str, Any]],
-    evaluation: Sequence[EvaluationQuestion],
-    settings: Settings,
-) -> tuple[dict[str, Any], ...]:
-    """Preference pairs that are no near duplicate of an evaluation question."""
+def _keep_unseen_preferences(
+    inputs: _Inputs, evaluation: Sequence[EvaluationQuestion], built: Built, settings: Settings
+) -> None:
+    """Leave out preference pairs, which are trained on, that give away what models are judged by.
+
+    That is near duplicates of evaluation questions and of validation and test rows, and answers
+    in a document of those rows.
+    """
     from rag_fti.datasets.near_duplicates import NearDuplicates, question_shingles
 
     held: NearDuplicates[int] = NearDuplicates(settings.dataset.near_duplicate_similarity)
-    for number, item in enumerate(evaluation):
-        held.add(number, question_shingles(item.question))
-    return tuple(p for p in preferences if not held.find(question_shingles(p["question"])))
+    others = [
+        candidate
+        for candidate, row in zip(built.candidates, built.rows, strict=True)
+        if row["split"] != "train"
+    ]
+    asked = [*(item.question for item in evaluation), *(other.question for other in others)]
+    for number, question in enumerate(asked):
+        held.add(number, question_shingles(question))
+    documents = {hit.document_id for candidate in others for hit in candidate.chunks}
+    kept = tuple(
+        pair
+        for pair in inputs.preferences
+        if documents.isdisjoint(pair["answer_document_ids"])
+        and not held.find(question_shingles(pair["question"]))
+    )
+    if len(kept) < len(inputs.preferences):
+        inputs.dropped["preference of a held-out question or document"] += len(
+            inputs.preferences
+        ) - len(kept)
+    inputs.preferences = kept
 
 
 def _from_teacher(settings: Settings, inputs: _Inputs, progress: Progress) -> Sequence[Candidate]:

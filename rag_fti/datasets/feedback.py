@@ -27,6 +27,8 @@ def preferences_schema() -> pa.Schema:
             pa.field("prompt", _MESSAGES, nullable=False),
             pa.field("chosen", _MESSAGES, nullable=False),
             pa.field("rejected", _MESSAGES, nullable=False),
+            # Of all passages in the prompt; lineage follows them.
+            pa.field("document_ids", pa.list_(pa.string()), nullable=False),
         ]
     )
 
@@ -37,7 +39,8 @@ class Feedback:
 
     candidates: tuple[Candidate, ...]
     preferences: tuple[dict[str, Any], ...]
-    """Rows of :func:`preferences_schema` with a further key ``question``."""
+    """Rows of :func:`preferences_schema` with two further keys: ``question``, and
+    ``answer_document_ids`` of the documents that hold the answer."""
     dropped: dict[str, int]
 
 
@@ -77,7 +80,11 @@ def from_feedback(
         elif correction:
             found = _corrected(entry, correction, context)
             if found is not None and len(context) == len(entry["chunk_ids"]):
-                preferences.append(_preference(entry, found, context))
+                pair = _preference(entry, found, context)
+                if pair["chosen"] == pair["rejected"]:
+                    dropped["correction says what was said"] += 1
+                else:
+                    preferences.append(pair)
         else:
             dropped["thumb down without a correction"] += 1
             continue
@@ -123,6 +130,8 @@ def _preference(
         "prompt": prompts.answer_messages(entry["question"], passages),
         "chosen": [{"role": "assistant", "content": chosen}],
         "rejected": [{"role": "assistant", "content": entry["answer"]}],
+        "document_ids": list(dict.fromkeys(hit.document_id for hit in context)),
+        "answer_document_ids": sorted({hit.document_id for hit in candidate.chunks}),
     }
 
 

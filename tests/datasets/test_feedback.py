@@ -55,7 +55,10 @@ def test_a_correction_is_preferred_to_what_was_said() -> None:
         "What colour is the door?",
         [prompts.Passage(CHUNKS[c].text, "Title", "Head") for c in ("c2", "c1")],
     )
-    assert preferences_table(found.preferences).num_rows == 1
+    (row,) = preferences_table(found.preferences).to_pylist()
+    assert row["document_ids"] == pair["answer_document_ids"] == ["d"]
+    same = run([entry("r", "deep red [2]")], said("r", -1, "deep red"))
+    assert same.preferences == () and same.dropped == {"correction says what was said": 1}
 
 
 def test_right_and_corrected_abstentions() -> None:

@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipelines import instruction_dataset
-from rag_fti import prompts
+from rag_fti import prompts, schemas
 from rag_fti.config import Settings, load_settings
 from rag_fti.datasets import open_dataset
 from rag_fti.datasets.near_duplicates import jaccard, question_shingles
@@ -141,6 +143,57 @@ def test_a_model_words_the_questions_that_rules_found(settings: Settings, summar
     assert {row["answer"] for row in worded} <= {row["answer"] for row in by_rules}
     assert not {row["question"] for row in worded} & {row["question"] for row in by_rules}
     assert all(row["question"].strip() for row in worded)
+
+
+def test_preferences_give_away_nothing_that_is_judged_by(settings: Settings, summary: dict) -> None:
+    store = FeatureStore.open(settings.storage.features_uri)
+    rows = [row for row in all_rows(settings, summary) if row["answerable"]]
+    schema = schemas.inference_log_schema()
+    empty = {f.name: "" if f.type == pa.string() else 0 for f in schema} | {
+        f.name: [] for f in schema if pa.types.is_list(f.type)
+    }
+    now = datetime.now(UTC)
+    logged = [
+        {
+            **empty,
+            "response_id": row["example_id"],
+            "created_at": now,
+            "question": row["question"],
+            "answer": "something else",
+            "abstained": False,
+            "chunk_ids": row["context_chunk_ids"],
+        }
+        for row in rows
+    ]
+    store.append("inference_log", logged)
+    store.append(
+        "feedback",
+        [
+            {
+                "feedback_id": row["example_id"],
+                "response_id": row["example_id"],
+                "created_at": now,
+                "key_id": "",
+                "rating": -1,
+                "correction": row["answer"],
+                "comment": "",
+            }
+            for row in rows
+        ],
+    )
+    section = settings.dataset.model_copy(
+        update={"generators": ("pairs", "structure", "feedback"), "name": "corrected"}
+    )
+    changed = settings.model_copy(update={"dataset": section})
+    made = instruction_dataset.run(changed, embedder=HashEmbedder()).to_dict()
+    version = open_dataset(settings.storage.datasets_uri, made["dataset"])
+    pairs = version.rows("preferences").to_pylist()
+    left_out = made["filters"]["preference of a held-out question or document"]
+    assert pairs and left_out and len(pairs) + left_out <= len(rows)
+    asked = {pair["prompt"][-1]["content"].split("\n\n")[0] for pair in pairs}
+    judged_by = [row for row in all_rows(changed, made) if row["split"] != "train"]
+    assert asked.isdisjoint(row["question"] for row in judged_by)
+    assert all(pair["document_ids"] for pair in pairs)
 
 
 def test_a_dry_run_writes_nothing(settings: Settings, tmp_path: Path) -> None:

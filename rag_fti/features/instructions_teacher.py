@@ -45,15 +45,15 @@ class TeacherItem(BaseModel):
     """One question of a reply."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
-    question: str = Field(min_length=8, max_length=400)
+    question: str = Field(min_length=1, max_length=400)
     answer: str = Field(min_length=1, max_length=400)
 
 
 class TeacherReply(BaseModel):
-    """What a reply must look like."""
+    """What a reply must look like; its items are looked at one by one."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
-    items: list[TeacherItem] = Field(min_length=1, max_length=50)
+    items: list[Any] = Field(min_length=1, max_length=50)
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,36 @@ class Budget:
             self.spent_tokens += tokens
 
 
+class _Failures:
+    """Failures in a row; shared by all threads."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def clear(self) -> None:
+        """A request went well."""
+        with self._lock:
+            self._count = 0
+
+    def add(self, error: TeacherError) -> None:
+        """A request failed.
+
+        Raises:
+            SourceError: If it was one too many.
+        """
+        with self._lock:
+            self._count += 1
+            if self._count < self._most:
+                return
+        raise SourceError(
+            f"The teacher failed {self._most} times in a row, last with: {error.message}.",
+            next_step="Check dataset.teacher.base_url, its model and the API key, then build "
+            "again: replies so far are kept.",
+        )
+
+
 @dataclass(frozen=True)
 class Taught:
     """What came of it."""
@@ -118,6 +148,7 @@ def teach(
     budget: Budget,
     concurrency: int,
     progress: Progress,
+    give_up_after: int = 20,
 ) -> Taught:
     """Let an endpoint write questions about chunks.
 
@@ -130,11 +161,17 @@ def teach(
         budget: Limits of requests and tokens.
         concurrency: Requests in flight.
         progress: Receives progress.
+        give_up_after: Failures in a row, without one reply in between, after which the endpoint
+            counts as down.
 
     Returns:
         Candidates in the order of the chunks, whatever order the replies came in.
+
+    Raises:
+        SourceError: If the endpoint is down; the replies so far are in the journal.
     """
     known = _read_journal(journal)
+    failures = _Failures(give_up_after)
     counted: Counter[str] = Counter()
     texts: dict[str, str] = {}
     with _appending(journal) as append, ThreadPoolExecutor(concurrency) as pool:
@@ -149,7 +186,9 @@ def teach(
             try:
                 reply = ask(messages)
             except TeacherError as error:
+                failures.add(error)
                 return key, None, f"teacher: {error.message}"
+            failures.clear()
             budget.add(reply.tokens)
             append({"key": key, "text": reply.text})
             return key, reply.text, ""
@@ -190,18 +229,28 @@ def teacher_messages(chunk: Hit, count: int) -> list[dict[str, str]]:
 
 
 def parse_reply(text: str) -> list[TeacherItem]:
-    """The items of a reply; text around the JSON object is ignored.
+    """The items of a reply that fit :class:`TeacherItem`; text around the JSON object is ignored.
 
     Raises:
-        ValueError: If there is no object that fits :class:`TeacherReply`.
+        ValueError: If there is no object that fits :class:`TeacherReply`, or no item that fits.
     """
     match = _OBJECT.search(text)
     if match is None:
         raise ValueError("no JSON object in the reply")
     try:
-        return TeacherReply.model_validate_json(match.group()).items
+        items = TeacherReply.model_validate_json(match.group()).items
     except ValidationError as error:
         raise ValueError(str(error)) from error
+    fitting = []
+    reason: ValidationError | None = None
+    for item in items:
+        try:
+            fitting.append(TeacherItem.model_validate(item))
+        except ValidationError as error:
+            reason = error
+    if not fitting:
+        raise ValueError(str(reason))
+    return fitting
 
 
 def openai_teacher(
@@ -244,10 +293,12 @@ def _read_completion(response: Any) -> Reply:
     try:
         body = response.json()
         text = body["choices"][0]["message"]["content"]
+        if not isinstance(text, str):
+            raise TeacherError("no text in the reply")
         tokens = int((body.get("usage") or {}).get("total_tokens") or len(text) // 4)
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise TeacherError("no chat completion in the reply") from error
-    return Reply(str(text), tokens)
+    return Reply(text, tokens)
 
 
 def write_questions(
@@ -286,7 +337,7 @@ def _read_journal(path: Path) -> dict[str, str]:
     """Replies by key; a last line that a crash tore is left out."""
     known = {}
     if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 entry = json.loads(line)
                 known[str(entry["key"])] = str(entry["text"])
@@ -306,7 +357,8 @@ def _appending(path: Path) -> Iterator[Callable[[dict[str, str]], None]]:
 
         def append(entry: dict[str, str]) -> None:
             with lock:
-                stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
+                # ASCII: whatever a reply holds can be written, and ends no line.
+                stream.write(json.dumps(entry) + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
 

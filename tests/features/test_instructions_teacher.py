@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from rag_fti.errors import SourceError
 from rag_fti.features.instructions_teacher import (
     Budget,
+    Reply,
     Taught,
     openai_teacher,
     parse_reply,
@@ -172,3 +174,39 @@ def test_a_server_that_is_gone_costs_its_items(tmp_path: Path) -> None:
 def test_replies_that_do_not_fit(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_reply(text)
+
+
+def test_one_wrong_item_costs_that_item() -> None:
+    items = [
+        {"question": "Why?", "answer": ""},
+        {"question": "Who painted the door?", "answer": "Ann"},
+        "nonsense",
+    ]
+    (item,) = parse_reply(json.dumps({"items": items}))
+    assert item.answer == "Ann"
+
+
+def test_an_endpoint_that_is_down_ends_the_build(server: Teacher, tmp_path: Path) -> None:
+    items = chunks(200, **{f"n{n}": "forbidden" for n in range(10, 200)})
+    journal = tmp_path / "journal.jsonl"
+    with pytest.raises(SourceError, match=r"failed 20 times in a row, last with: status 403"):
+        run(server, items, journal)
+    assert len(server.requests) < 100
+    assert run(server, items[:10], journal).requests == 0
+
+
+def test_any_text_survives_the_journal(tmp_path: Path) -> None:
+    text = json.dumps({"items": [{"question": "What\u2028now?", "answer": "one"}]})
+    for _ in range(2):
+        taught = teach(
+            chunks(1),
+            ask=lambda _: Reply(text.replace("\\u2028", "\u2028") + "\ud83d", 10),
+            model="m",
+            per_chunk=1,
+            journal=tmp_path / "j.jsonl",
+            budget=Budget(1, 1000),
+            concurrency=1,
+            progress=Silent(),
+        )
+        assert [c.answer for c in taught.candidates] == ["one"]
+    assert taught.requests == 0

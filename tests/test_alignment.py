@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_fti.alignment import Alignment, align
+from rag_fti.alignment import Alignment, align, folded, may_say
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,8 @@ from rag_fti.alignment import Alignment, align
         ("don ' t", "I don't know", "don't"),
         ("a [UNK] sign", "there was a ♻ sign", "a ♻ sign"),
         ("[UNK]", "♻", "♻"),
+        ("1908年", "灯塔由安娜于1908年建造。", "1908年"),
+        ("1958年", "東京タワーは1958年に完成した。", "1958年"),
         ("strasse", "in der Straße", "Straße"),
         ("in 1998 .", "won in 1998, they say", "in 1998"),
         ("東 京", "首都は東京です", "東京"),
@@ -71,3 +73,12 @@ def test_every_span_of_words_finds_itself(passage: str, data: st.DataObject) -> 
 
 def test_hostile_length_is_linear() -> None:
     assert align("a " * 300 + "b", "a " * 5000) is None
+
+
+@given(
+    st.text(alphabet="aB é1.-中文_ \u200b", max_size=12),
+    st.text("aB é1.-中文_ \u200b", max_size=40),
+)
+def test_what_is_ruled_out_does_not_align(answer: str, passage: str) -> None:
+    if align(answer, passage) is not None:
+        assert may_say(answer, folded(passage))

@@ -13,6 +13,8 @@ from rag_fti.datasets.candidates import Candidate
 from rag_fti.datasets.near_duplicates import NearDuplicates, question_shingles
 
 MIN_QUESTION_WORDS = 3
+MIN_UNSPACED_CHARACTERS = 5
+"""Least length of a question in a script that puts no spaces between words."""
 MAX_QUESTION_WORDS = 40
 MAX_ANSWER_WORDS = 60
 _MIN_LANGUAGE_WORDS = 5
@@ -41,6 +43,10 @@ _PRONOUN = re.compile(
     r"(?:it|this|that)(?! (?:mean|cost|take|possible|allowed|true)))\b",
     re.IGNORECASE,
 )
+_UNSPACED = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+)
+"""Thai, Lao, Burmese, Khmer, kana, ideographs."""
 _SHARED_WORDS = frozenset(
     ["a", "as", "at", "an", "do", "no", "me", "so", "on", "to", "in", "is", "i", "he", "was", "not",
      "die", "den", "war", "de", "en", "or", "for", "per", "con", "on", "son", "sin", "far", "men"]
@@ -136,7 +142,7 @@ def _checked(candidate: Candidate, language_of: Callable[[str], str]) -> tuple[C
 
 def _question_fault(question: str) -> str:
     words = len(question.split())
-    if words < MIN_QUESTION_WORDS:
+    if words < MIN_QUESTION_WORDS and len(_UNSPACED.findall(question)) < MIN_UNSPACED_CHARACTERS:
         return "question too short"
     if words > MAX_QUESTION_WORDS:
         return "question too long"

@@ -101,3 +101,10 @@ def test_evaluation_questions_and_their_facts_stay_out() -> None:
         "same fact as an evaluation question": 1,
     }
     assert [c.answer for c in result.kept] == ["2006"]
+
+
+def test_scripts_without_spaces_are_not_too_short() -> None:
+    text = "灯塔由安娜于1908年建造。"
+    result = run(candidate("灯塔是哪一年建造的", "1908年", text))
+    assert result.dropped == {} and result.kept[0].answer == "1908年"
+    assert run(candidate("灯塔呢", "1908年", text)).dropped == {"question too short": 1}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from rag_fti.alignment import align
+from rag_fti.alignment import align, folded, may_say
 from rag_fti.datasets.candidates import Candidate
 from rag_fti.datasets.filters import EvaluationQuestion
-from rag_fti.evaluation.questions import same_source, supports
+from rag_fti.evaluation.questions import last_component, same_source, supports
 from rag_fti.schemas import Hit, Question
 
 GENERATOR = "pairs"
@@ -22,27 +22,48 @@ class ChunksBySource:
     """
 
     def __init__(self, chunks: Sequence[Hit]) -> None:
-        self._chunks = chunks
         self._by_source: dict[str, list[Hit]] = {}
         for chunk in chunks:
             self._by_source.setdefault(chunk.source, []).append(chunk)
+        # Sources that can be the same have the same last component.
+        self._by_name: dict[str, list[str]] = {}
+        for source in self._by_source:
+            self._by_name.setdefault(last_component(source), []).append(source)
+        self._folded: dict[str, str] = {}
 
     def of(self, question: Question) -> list[Hit]:
         """Chunks that hold a span of the question; where it has none, those with its answer.
 
         Chunks that say an accepted answer come first.
         """
+        if not question.spans:
+            return [
+                chunk
+                for chunks in self._by_source.values()
+                for chunk in chunks
+                if any(self._says(chunk, answer) for answer in question.answers)
+            ]
         wanted = {str(span["source"]) for span in question.spans}
+        sources = dict.fromkeys(
+            source
+            for name in wanted
+            for source in self._by_name.get(last_component(name), ())
+            if same_source(name, source)
+        )
         near = [
             chunk
-            for source, chunks in self._by_source.items()
-            if not wanted or any(same_source(name, source) for name in wanted)
-            for chunk in chunks
+            for source in sorted(sources)
+            for chunk in self._by_source[source]
+            if supports(chunk, question.spans)
         ]
-        if question.spans:
-            near = [chunk for chunk in near if supports(chunk, question.spans)]
         said = [c for c in near if any(align(answer, c.text) for answer in question.answers)]
-        return [*said, *(c for c in near if c not in said)] if question.spans else said
+        return [*said, *(c for c in near if c not in said)]
+
+    def _says(self, chunk: Hit, answer: str) -> bool:
+        """Whether a chunk says an answer; most chunks are ruled out without aligning."""
+        if chunk.chunk_id not in self._folded:
+            self._folded[chunk.chunk_id] = folded(chunk.text)
+        return may_say(answer, self._folded[chunk.chunk_id]) and bool(align(answer, chunk.text))
 
 
 def candidates_from(

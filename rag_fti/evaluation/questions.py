@@ -63,10 +63,18 @@ def read_questions(path: Path) -> list[Question]:
 
 def same_source(one: str, other: str) -> bool:
     """Whether one path is the end of the other, whole components only."""
-    first = [part for part in PurePosixPath(one.replace("\\", "/")).parts if part != "."]
-    second = [part for part in PurePosixPath(other.replace("\\", "/")).parts if part != "."]
+    first, second = _components(one), _components(other)
     length = min(len(first), len(second))
     return length > 0 and first[-length:] == second[-length:]
+
+
+def last_component(path: str) -> str:
+    """Last component of a path; two paths that are the same source have the same."""
+    return (_components(path) or [""])[-1]
+
+
+def _components(path: str) -> list[str]:
+    return [part for part in PurePosixPath(path.replace("\\", "/")).parts if part != "."]
 
 
 def supports(hit: Hit, spans: Sequence[Mapping[str, Any]]) -> bool:

@@ -72,11 +72,15 @@ def calibrate(replies: Sequence[Reply], *, max_false_abstention: float) -> Calib
     Args:
         replies: What the model said to questions it was not trained on.
         max_false_abstention: Most answerable questions that may go unanswered, as a share. Where
-            the model alone abstains from more, the threshold is 0.
+            the model alone abstains from more, or no question is answerable, the threshold is 0.
     """
     curve = risk_coverage(replies)
     without = curve[0]
-    allowed = [point for point in curve if (point.false_abstention or 0.0) <= max_false_abstention]
+    allowed = [
+        point
+        for point in curve
+        if point.false_abstention is not None and point.false_abstention <= max_false_abstention
+    ]
     chosen = allowed[-1] if allowed else without
     return Calibration(
         abstain_below=chosen.threshold,

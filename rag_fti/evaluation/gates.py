@@ -96,9 +96,20 @@ def check_gate(
     else:
         value = _value(gate, read, samples=samples, seed=seed)
         note = "nothing to measure" if value is None else ""
-    ok = value is None or (
-        (gate.minimum is None or value >= gate.minimum)
-        and (gate.maximum is None or value <= gate.maximum)
+    # A model that stopped citing has no precision, and must not pass for one that cites well.
+    silent = (
+        value is None
+        and gate.metric == "citation_precision"
+        and any(item.answerable and not item.abstained for item in read["challenger"])
+    )
+    if silent:
+        note = "no answer cites anything"
+    ok = not silent and (
+        value is None
+        or (
+            (gate.minimum is None or value >= gate.minimum)
+            and (gate.maximum is None or value <= gate.maximum)
+        )
     )
     return GateResult(
         gate.name,

@@ -16,6 +16,8 @@ from rag_fti.schemas import Answer
 PER_QUESTION = ("f1", "exact_match")
 """Metrics that are a mean over all questions, so that they can be compared pairwise."""
 
+_RESAMPLED_VALUES = 1 << 20
+
 QuestionSet = Literal["question_files", "test_split"]
 """Where a question comes from: written by people, or made by the dataset's generator."""
 
@@ -172,8 +174,14 @@ def mean_interval(
     if not len(array):
         return Interval(0.0, 0.0, 0.0)
     random = np.random.default_rng(seed)
-    picks = random.integers(0, len(array), size=(samples, len(array)))
-    means = array[picks].mean(axis=1)
+    # In parts: all resamples of a large question set at once would not fit memory.
+    step = max(1, _RESAMPLED_VALUES // len(array))
+    means = np.concatenate(
+        [
+            array[random.integers(0, len(array), size=(min(step, samples - n), len(array)))].mean(1)
+            for n in range(0, samples, step)
+        ]
+    )
     low, high = np.percentile(means, [2.5, 97.5])
     return Interval(float(array.mean()), float(low), float(high))
 

@@ -76,3 +76,8 @@ def test_a_confidence_that_tells_lowers_the_area() -> None:
     good, bad = area(risk_coverage(told_apart)), area(risk_coverage(upside_down))
     assert good is not None and bad is not None
     assert good < 0.5 < bad
+
+
+def test_without_answerable_questions_nothing_is_withheld() -> None:
+    replies = [Reply(n / 10, 0.0, answerable=False, abstained=False) for n in range(1, 6)]
+    assert calibrate(replies, max_false_abstention=0.1).abstain_below == 0.0

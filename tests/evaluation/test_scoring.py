@@ -167,3 +167,20 @@ def test_a_gate_reads_the_set_it_names() -> None:
         ) == (False, -1.0)  # fmt: skip
     only_files = {name: items[:1] for name, items in both.items()}
     assert gate(only_files, metric="f1", minimum=0.9, reads="test_split") == (True, None)
+
+
+def test_resampling_in_parts_draws_the_same() -> None:
+    values = np.random.default_rng(3).random(3000)
+    picks = np.random.default_rng(5).integers(0, 3000, size=(700, 3000))
+    low, high = np.percentile(values[picks].mean(axis=1), [2.5, 97.5])
+    interval = mean_interval(values, samples=700, seed=5)
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_a_model_that_cites_nothing_fails_the_citation_gate() -> None:
+    silent = [judged("a", answerable=True, given=answer("red"))]
+    result = check_gate(
+        Gate("citations hold", "citation_precision", minimum=0.5),
+        judged={"challenger": silent}, samples=100, seed=1,
+    )  # fmt: skip
+    assert not result.ok and result.note == "no answer cites anything"

@@ -176,5 +176,10 @@ def _render_show(summary: Mapping[str, Any]) -> str:
     for key in ("created_at", "snapshot", "splits", "generators", "filters", "retrieval_recall"):
         lines.append(f"  {key}: {manifest.get(key)}")
     for row in summary["rows"]:
-        lines += ["", *(f"[{m['role']}] {m['content']}" for m in row["messages"][1:])]
+        lines.append("")
+        # Preference pairs have their turns in three columns.
+        shown = {"": row["messages"]} if "messages" in row else row
+        for kind in ("", "prompt", "chosen", "rejected"):
+            messages = [m for m in shown.get(kind) or () if m["role"] != "system"]
+            lines += [f"[{kind or m['role']}] {m['content']}" for m in messages]
     return "\n".join(lines)

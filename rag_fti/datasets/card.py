@@ -51,7 +51,8 @@ def render_card(
         "Questions to be answered from retrieved passages. The passages of each row are what the "
         "serving retriever finds for its question; answers are in the words of a passage and "
         "followed by its marker, or are the abstention text where no passage holds the answer. "
-        "Splits share no document, near-duplicate document or near-duplicate question.",
+        "Splits share no document that holds an answer, no near duplicate of one and no "
+        "near-duplicate question; passages beside the answer come from all documents.",
         "",
     ]
     for title, table in tables:

@@ -133,7 +133,9 @@ def _questions_as_headings(chunk: Hit) -> Iterator[_Found]:
 
 def _question_answer_lines(chunk: Hit) -> Iterator[_Found]:
     pattern = re.compile(
-        r"^\W*(?:Q|Question)\W{1,3}(?P<q>[^\n?]{8,160}\?)\W*\n+\W*(?:A|Answer)\W{1,3}(?P<a>[^\n]+)",
+        # No run of blank lines is looked through more than once.
+        r"^[^\w\n]*(?:Q|Question)\W{1,3}(?P<q>[^\n?]{8,160}\?)[^\w\n]*\n\W*(?:A|Answer)\W{1,3}"
+        r"(?P<a>[^\n]+)",
         re.MULTILINE,
     )
     for match in pattern.finditer(chunk.text):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rag_fti.errors import ModelNotFound, RegistryError
+from rag_fti.files import write_bytes_atomic
 from rag_fti.registry import aliases as alias_log
 from rag_fti.registry.aliases import AliasChange
 from rag_fti.registry.versions import (
@@ -396,11 +397,7 @@ class Registry:
         path = self._version_path(name, number)
         retired = model / _RETIRED
         retired.mkdir(exist_ok=True)
-        tombstone = retired / f"{number}.json"
-        temporary = retired / f".{number}.{os.urandom(4).hex()}"
-        shutil.copyfile(path / MANIFEST, temporary)
-        os.replace(temporary, tombstone)
-        sync_directory(retired)
+        write_bytes_atomic(retired / f"{number}.json", (path / MANIFEST).read_bytes())
         self._step("tombstone written")
         remove_directory(path, model / _TRASH)
 

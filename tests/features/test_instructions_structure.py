@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from rag_fti.features.instructions_structure import generate
@@ -107,3 +109,13 @@ def test_one_table_does_not_crowd_out_the_rest() -> None:
     text = f"| Item | Value |\n| --- | --- |\n{rows}\nVennick Race was opened on 1 May 2006.\n"
     chunk = Hit("c", "d", "v", "a.md", "T", "", None, 0, len(text), text, 0.0)
     assert [c.rule for c in generate([chunk], per_chunk=3)].count("when") == 1
+
+
+def test_thousands_of_blank_lines_cost_nothing() -> None:
+    text = (
+        "Q: Who keeps the key of the mill?\n" + "\n" * 50_000 + "Ada keeps it.\n" + "-\n" * 20_000
+    )
+    chunk = Hit("c", "d", "v", "a.md", "T", "", None, 0, len(text), text, 0.0)
+    started = time.perf_counter()
+    generate([chunk], per_chunk=4)
+    assert time.perf_counter() - started < 2

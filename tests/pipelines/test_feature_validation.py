@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from pipelines import feature_validation, ingest
 from rag_fti.config import Settings, load_settings
 from rag_fti.errors import ContractViolation
 from rag_fti.feature_store import FeatureStore
+from rag_fti.features.validation import measure
 from tests.features.made_up import HashEmbedder, write_corpus
 
 
@@ -71,6 +73,19 @@ def test_duplicates_are_limited_and_named(tmp_path: Path, filled: FeatureStore) 
             settings_for(tmp_path, **{"feature_validation.max_duplicate_rate": 0.0}),
             embedder=HashEmbedder(),
         )
+
+
+def test_chunks_that_say_nearly_the_same_are_found(tmp_path: Path, filled: FeatureStore) -> None:
+    sections = [f"# Entry {n}\n\nMachine running without warnings, {n}.\n\n" for n in range(120)]
+    Path("docs/log.md").write_text("".join(sections) * 2)
+    settings = settings_for(tmp_path, **{"chunking.max_tokens": 16, "chunking.min_tokens": 1})
+    ingest.run(settings, ["docs"], embedder=HashEmbedder())
+    assert filled.count_chunks(where="source = 'docs/log.md'") > 100
+    facts = measure(filled, embedder=HashEmbedder(), sample_rows=50)
+    assert facts.unfindable_chunks == 0
+    texts = Counter(filled.chunks(columns=["text"])["text"].to_pylist())
+    repeated = sum(count for count in texts.values() if count > 1)
+    assert facts.duplicate_rate == round(repeated / texts.total(), 4) > 0.5
 
 
 def test_an_empty_store_is_refused(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ CONTRACT = Contract(
         Check(
             "one recipe",
             "the store was built with the configured embedder",
-            contracts.is_true("recipe_matches"),
+            contracts.equals("embedder_mismatch", ""),
             "Ingest again, or set embedder.model to the store's.",
         ),
     ),
@@ -166,7 +166,6 @@ def run(
     Raises:
         ContractViolation: If a check fails; nothing is published then.
         StoreError: If the store cannot be read.
-        IncompatibleArtifact: If the store was built with another embedder.
         SourceError: If a question file is wrong.
     """
     from rag_fti.datasets.building import build_rows
@@ -176,6 +175,7 @@ def run(
     from rag_fti.feature_store import FeatureStore
     from rag_fti.features.language import language_of
     from rag_fti.models.causal import load_tokenizer, resolve_base_model
+    from rag_fti.models.embedder import build_embedder
     from rag_fti.retrieval import build_retriever
 
     config = settings.dataset
@@ -184,10 +184,12 @@ def run(
     contract = ContractRun(CONTRACT, run_id=run_id, report_path=report_path)
     store = FeatureStore.open(settings.storage.features_uri, options=settings.storage.options)
     if not store.exists():
-        contract.require({"documents": 0, "recipe_matches": True})
-    retriever = build_retriever(settings, store=store, embedder=embedder)
+        contract.require({"documents": 0, "embedder_mismatch": ""})
     inputs = _read(store, settings)
-    contract.require({"documents": len(inputs.texts), "recipe_matches": True})
+    embedder = embedder or build_embedder(settings.embedder)
+    mismatch = store.embedder_mismatch(embedder.fingerprint)
+    contract.require({"documents": len(inputs.texts), "embedder_mismatch": mismatch})
+    retriever = build_retriever(settings, store=store, embedder=embedder)
     progress.note(f"{len(inputs.texts)} documents, {len(inputs.hits)} chunks at {inputs.snapshot}")
 
     places = ChunksBySource(inputs.hits)

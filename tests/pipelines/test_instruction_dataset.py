@@ -211,6 +211,11 @@ def test_an_empty_store_breaks_the_precondition(tmp_path: Path, llama: Path) -> 
         instruction_dataset.run(settings, embedder=HashEmbedder())
 
 
+def test_another_embedder_breaks_the_precondition(settings: Settings) -> None:
+    with pytest.raises(ContractViolation, match=r"one recipe: got .*max_tokens"):
+        instruction_dataset.run(settings, embedder=HashEmbedder(max_tokens=64))
+
+
 def test_bad_inputs_are_named(settings: Settings, tmp_path: Path) -> None:
     def with_dataset(**values: object) -> Settings:
         return settings.model_copy(update={"dataset": settings.dataset.model_copy(update=values)})

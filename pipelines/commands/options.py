@@ -91,6 +91,15 @@ def run_command(
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
+    except OSError as error:
+        # A full disk, a folder that may not be written: no fault of the program's.
+        place = f" {error.filename}" if error.filename else ""
+        refused = RagFtiError(
+            f"The system refused access to{place}: {error.strerror or error}.",
+            next_step="Check that the place exists, may be written and has room.",
+        )
+        _print_error(refused, as_json=as_json, cause=error)
+        raise typer.Exit(refused.exit_code) from error
     if as_json:
         sys.stdout.write(json.dumps(summary, ensure_ascii=False) + "\n")
     else:
@@ -100,8 +109,8 @@ def run_command(
         raise typer.Exit(1)
 
 
-def _print_error(error: RagFtiError, *, as_json: bool) -> None:
-    logger.debug("the command failed", exc_info=error)
+def _print_error(error: RagFtiError, *, as_json: bool, cause: BaseException | None = None) -> None:
+    logger.debug("the command failed", exc_info=cause or error)
     if as_json:
         sys.stdout.write(json.dumps({"error": error.to_dict()}, ensure_ascii=False) + "\n")
         sys.stdout.flush()

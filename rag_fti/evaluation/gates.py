@@ -146,8 +146,13 @@ def _value(
         interval = paired_difference(
             [mine[n] for n in shared], [theirs[n] for n in shared], samples=samples, seed=seed
         )
-    # The bound that makes the gate hardest to pass.
-    return interval.low if gate.minimum is not None else interval.high
+    # The bound that makes the gate hardest to pass; with two limits the one that is nearer
+    # to its own.
+    if gate.minimum is None or (
+        gate.maximum is not None and gate.maximum - interval.high < interval.low - gate.minimum
+    ):
+        return interval.high
+    return interval.low
 
 
 def _threshold(gate: Gate) -> str:

@@ -26,6 +26,9 @@ _SPAN_COVERAGE = 0.8
 """Share of a span's words a passage must hold to count as its source, where the span text is
 broken by a line end or a chunk boundary."""
 
+_SPARE_WORDS = 2
+"""Other words that may stand among them."""
+
 _TRUE = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False, "": False}
 
 
@@ -81,7 +84,8 @@ def supports(hit: Hit, spans: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a passage is where one of the spans is found.
 
     A span with offsets is found where both overlap by half of the span or of the passage; a span
-    with text where the passage holds it (spaces aside) or at least 80 % of its words.
+    with text where the passage holds it (spaces aside) or at least 80 % of its words close
+    together.
     """
     return any(_holds(hit, span) for span in spans if same_source(str(span["source"]), hit.source))
 
@@ -113,11 +117,22 @@ def _holds(hit: Hit, span: Mapping[str, Any]) -> bool:
         wanted, there = _words(str(span["text"])), _words(hit.text)
         if f" {' '.join(wanted)} " in f" {' '.join(there)} ":
             return True
-        common = sum((Counter(wanted) & Counter(there)).values())
-        return bool(wanted) and common >= _SPAN_COVERAGE * len(wanted)
+        return bool(wanted) and _nearly_holds(there, wanted)
     start, end = int(span["start"]), int(span["end"])
     shared = min(end, hit.end) - max(start, hit.start)
     return shared > 0 and 2 * shared >= min(end - start, hit.end - hit.start)
+
+
+def _nearly_holds(there: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether enough of the words stand together, not just somewhere in the passage."""
+    needed, words = _SPAN_COVERAGE * len(wanted), Counter(wanted)
+    if (words & Counter(there)).total() < needed:
+        return False
+    width = len(wanted) + _SPARE_WORDS
+    return any(
+        (words & Counter(there[start : start + width])).total() >= needed
+        for start in range(max(1, len(there) - width + 1))
+    )
 
 
 def _words(text: str) -> list[str]:

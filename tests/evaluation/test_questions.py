@@ -105,3 +105,13 @@ def test_a_table_that_is_no_table_is_named(tmp_path: Path) -> None:
     path.write_text("question,answer\nwhat,this\nwhy," + "long" * 40_000 + "\n")
     with pytest.raises(SourceError, match="line 3: not CSV"):
         read_questions(path)
+
+
+def test_the_words_of_a_span_must_stand_together() -> None:
+    span = [{"source": "a.md", "text": "It runs for 35 years, from 1990 to 2025."}]
+    assert supports(hit("Before. It runs for 35 years, from 1990 to"), span)
+    assert supports(hit("It runs for thirty-five 35 years, from 1990 to 2025."), span)
+    scattered = (
+        "From 2025 it will cost more. It was 1990 when, for years, the 35 runs to town ended."
+    )
+    assert not supports(hit(scattered), span)

@@ -121,6 +121,10 @@ def test_gates() -> None:
     assert not gate(both, metric="false_abstention", maximum=0.3)[0]
     ok, low = gate(both, metric="f1", against="base", minimum=0.0, use_interval=True)
     assert ok and low is not None and low < 0.5333
+    # With two limits the end of the interval that breaks one counts.
+    assert not gate(both, metric="f1", minimum=0.0, maximum=0.7, use_interval=True)[0]
+    assert not gate(both, metric="f1", minimum=0.3, maximum=1.0, use_interval=True)[0]
+    assert gate(both, metric="f1", minimum=0.0, maximum=1.0, use_interval=True)[0]
     assert gate(both, metric="f1", against="champion", minimum=0.0) == (True, None)
     with pytest.raises(ConfigError, match="names the metric 'bleu'"):
         gate(both, metric="bleu", minimum=0.0)

@@ -67,6 +67,16 @@ def test_an_error_as_json_is_one_object_on_stdout(invoke: object) -> None:
     assert set(error) == {"type", "message", "next_step"}
 
 
+def test_a_place_that_cannot_be_written_is_one_clear_message(
+    invoke: object, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    root = tmp_path / "file" / "data"
+    result: Result = invoke("validate", f"storage.root={root}", "--json")  # type: ignore[operator]
+    assert result.exit_code == 1, result.output
+    assert str(tmp_path / "file") in json.loads(result.stdout)["error"]["message"]
+
+
 def test_a_port_in_use_is_one_clear_message(invoke: object) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

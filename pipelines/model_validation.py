@@ -168,7 +168,7 @@ def run(
     challenger = registry.resolve(reference)
     champion = _champion(registry, challenger)
     store = FeatureStore.open(settings.storage.features_uri, options=settings.storage.options)
-    items = list(_items(settings, challenger, store))
+    items = list(_items(settings, challenger, store, progress))
     contract.require(
         {
             "version_intact": _intact(registry, challenger),
@@ -305,7 +305,9 @@ def _intact(registry: Registry, version: ModelVersion) -> bool:
     return True
 
 
-def _items(settings: Settings, version: ModelVersion, store: FeatureStore) -> Iterator[_Item]:
+def _items(
+    settings: Settings, version: ModelVersion, store: FeatureStore, progress: Progress
+) -> Iterator[_Item]:
     from rag_fti.evaluation.questions import read_questions
 
     config = settings.evaluation
@@ -317,6 +319,13 @@ def _items(settings: Settings, version: ModelVersion, store: FeatureStore) -> It
         questions = read_questions(path)
         if config.held_out_only and any(question.held_out for question in questions):
             questions = [question for question in questions if question.held_out]
+        judgeable = [question for question in questions if question.judgeable]
+        if len(judgeable) < len(questions):
+            progress.note(
+                f"{path}: {len(questions) - len(judgeable)} questions without an accepted answer, "
+                "and not marked unanswerable, cannot be judged and are left out"
+            )
+        questions = judgeable
         for question in questions[: config.max_questions or None]:
             yield _Item(
                 id=f"{source}:{question.id}",
@@ -328,10 +337,12 @@ def _items(settings: Settings, version: ModelVersion, store: FeatureStore) -> It
                 at=snapshot,
             )
     if config.test_split:
-        yield from _test_items(settings, version, store)
+        yield from _test_items(settings, version, store, progress)
 
 
-def _test_items(settings: Settings, version: ModelVersion, store: FeatureStore) -> Iterator[_Item]:
+def _test_items(
+    settings: Settings, version: ModelVersion, store: FeatureStore, progress: Progress
+) -> Iterator[_Item]:
     from rag_fti.datasets import open_dataset
     from rag_fti.errors import SnapshotNotFound
 
@@ -339,8 +350,9 @@ def _test_items(settings: Settings, version: ModelVersion, store: FeatureStore) 
     try:
         dataset = open_dataset(settings.storage.datasets_uri, reference)
         snapshot = store.resolve(str(dataset.manifest["snapshot"]))
-    except (DatasetError, SnapshotNotFound):
+    except (DatasetError, SnapshotNotFound) as error:
         # Trained elsewhere, or on a store that is gone: the question files have to do.
+        progress.note(f"no test split, and training rows may be unknown: {error}")
         return
     # What the dataset's contexts were retrieved from.
     collection = str((dataset.manifest.get("settings") or {}).get("collection") or "")

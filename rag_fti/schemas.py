@@ -313,3 +313,8 @@ class Question:
     """``{"source", "start", "end"}`` or ``{"source", "text"}``."""
     held_out: bool = False
     answerable: bool = True
+
+    @property
+    def judgeable(self) -> bool:
+        """Whether a reply can be called right or wrong."""
+        return bool(self.answers) or not self.answerable

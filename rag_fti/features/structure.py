@@ -32,7 +32,7 @@ MARKDOWN_TYPES = frozenset(
 
 _LONGEST_TITLE = 200
 
-_ATX = re.compile(r"^ {0,3}(#{1,6})(?:[ \t]+(.*?))??(?:[ \t]+#+)?[ \t]*$")
+_ATX = re.compile(r"^ {0,3}(#{1,6})(?:[ \t]+(.*))?$")
 _SETEXT = re.compile(r"^ {0,3}(?:=+|-+)[ \t]*$")
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
 _TABLE_ROW = re.compile(r"^[ \t]*\|.*\|[ \t]*$")
@@ -163,7 +163,7 @@ def _label_markdown(lines: Sequence[str]) -> Iterator[_Label]:
             fence = opening[1]
             yield _Label("code", opens=True)
         elif heading := _ATX.match(stripped):
-            title = _plain_words(heading[2] or "")
+            title = _plain_words(_without_closing(heading[2] or ""))
             yield _Label("heading", opens=True, level=len(heading[1]), title=title)
         elif _is_setext(lines, number):
             skip = 1
@@ -173,6 +173,13 @@ def _label_markdown(lines: Sequence[str]) -> Iterator[_Label]:
             yield _Label("table")
         else:
             yield _Label()
+
+
+def _without_closing(title: str) -> str:
+    """A heading's text without the number signs that may close it, as in ``## Title ##``."""
+    title = title.rstrip(" \t")
+    before = title.rstrip("#")
+    return before.rstrip(" \t") if not before or before[-1] in " \t" else title
 
 
 def _is_setext(lines: Sequence[str], number: int) -> bool:

@@ -223,3 +223,12 @@ def test_cleaning_twice_changes_nothing() -> None:
     text = "a\r\nb\rc\x00d\u200be\ufeff\x0c\u202egh\ud800"
     assert clean_text(text) == "a\nb\ncde\ngh"
     assert clean_text(clean_text(text)) == clean_text(text)
+
+
+def test_closing_signs_are_no_part_of_a_heading() -> None:
+    titles = {"# a ##": "a", "## b#": "b#", "# ##": "", "#": "", "# c # d #\t": "c # d"}
+    for line, title in titles.items():
+        (block,) = blocks_of(line, "text/markdown")
+        assert block.kind == "heading" and block.headings == ((title,) if title else ())
+    (block,) = blocks_of("# a" + " " * 200_000 + "x", "text/markdown")  # in no time
+    assert block.kind == "heading"

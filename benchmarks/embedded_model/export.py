@@ -2,6 +2,10 @@
 
 ``python -m benchmarks.embedded_model.export data/build/reader/run/model``
 
+Several models of one lineage are averaged, weight by weight: one that was trained on from another
+knows the training questions better and others worse, their mean does well on both (Wortsman et al.
+2022, "Robust fine-tuning of zero-shot models").
+
 The model card beside the weights is written by hand and left alone.
 """
 
@@ -10,7 +14,9 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -21,10 +27,19 @@ from rag_fti.models.reader import register
 DESTINATION = Path("data/models/rag-fti-reader")
 
 
-def export(source: Path, destination: Path) -> None:
+def averaged(sources: Sequence[Path]) -> Any:
+    """The model whose weights are the mean of those of ``sources``, bfloat16."""
+    models = [AutoModelForCausalLM.from_pretrained(s, dtype=torch.float32) for s in sources]
+    weights = [model.state_dict() for model in models]
+    mean = {name: sum(w[name] for w in weights) / len(weights) for name in weights[0]}
+    models[0].load_state_dict(mean)
+    return models[0].to(torch.bfloat16)
+
+
+def export(sources: Sequence[Path], destination: Path) -> None:
     """Write the model files beside ``destination`` and move them in one by one."""
     register()
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
+    model = averaged(sources)
     tokenizer = build_tokenizer()
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
@@ -47,10 +62,10 @@ def export(source: Path, destination: Path) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", type=Path)
+    parser.add_argument("sources", type=Path, nargs="+")
     parser.add_argument("--to", type=Path, default=DESTINATION)
     options = parser.parse_args()
-    export(options.source, options.to)
+    export(options.sources, options.to)
     for path in sorted(options.to.iterdir()):
         print(f"{path.stat().st_size:>12,} {path.name}")
 

@@ -127,7 +127,7 @@ def plain(folder: Path, work: Path) -> None:
     model = SentenceTransformer(model_path(), device="cpu")
     model.encode(["warm-up"])
     watch = Stopwatch()
-    splitter = RecursiveCharacterTextSplitter(chunk_size=1000, chunk_overlap=0)
+    splitter = fitting(RecursiveCharacterTextSplitter)
     chunks = [
         chunk
         for file in sorted(folder.glob("*.rst"))
@@ -135,6 +135,17 @@ def plain(folder: Path, work: Path) -> None:
     ]
     model.encode(chunks)
     finished({**watch.read(), "chunks": len(chunks)})
+
+
+def fitting(splitter: Any) -> Any:
+    """LangChain's splitter with chunks as long as ours.
+
+    Its usual 1,000 characters of a PEP often overflow the model's 256 tokens.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    return splitter.from_huggingface_tokenizer(tokenizer, chunk_size=192, chunk_overlap=0)
 
 
 def model_path() -> str:
@@ -158,7 +169,7 @@ def langchain(folder: Path, work: Path) -> None:
         Document(page_content=file.read_text(encoding="utf-8"), metadata={"source": str(file)})
         for file in sorted(folder.glob("*.rst"))
     ]
-    splitter = RecursiveCharacterTextSplitter(chunk_size=1000, chunk_overlap=0)
+    splitter = fitting(RecursiveCharacterTextSplitter)
     chunks = splitter.split_documents(documents)
     Chroma.from_documents(chunks, embeddings, persist_directory=str(work / "chroma"))
     finished({**watch.read(), "chunks": len(chunks)})

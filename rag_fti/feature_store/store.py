@@ -305,12 +305,24 @@ class FeatureStore:
             )
         return found
 
-    def neighbours(self, document_id: str, ordinal: int, radius: int, at: str = "") -> list[Hit]:
-        """The chunk at ``ordinal`` and up to ``radius`` chunks on each side, in order."""
-        where = (
+    def neighbours(
+        self,
+        document_id: str,
+        ordinal: int,
+        radius: int,
+        *,
+        where: str | None = None,
+        at: str = "",
+    ) -> list[Hit]:
+        """The chunk at ``ordinal`` and up to ``radius`` chunks on each side, in order.
+
+        Those that ``where`` leaves out are missing.
+        """
+        close = (
             f"document_id = {sql_string(document_id)} "
             f"AND ordinal BETWEEN {int(ordinal - radius)} AND {int(ordinal + radius)}"
         )
+        where = f"{close} AND ({where})" if where else close
         table = self.chunks(where=where, at=at, columns=HIT_COLUMNS)
         return sorted(hits(table, np.zeros(table.num_rows)), key=lambda hit: hit.ordinal)
 

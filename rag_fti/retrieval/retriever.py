@@ -47,7 +47,15 @@ class SearchableStore(Protocol):
         """Embeddings of chunks, shape ``(len(chunk_ids), dimension)``."""
         ...
 
-    def neighbours(self, document_id: str, ordinal: int, radius: int, at: str = "") -> list[Hit]:
+    def neighbours(
+        self,
+        document_id: str,
+        ordinal: int,
+        radius: int,
+        *,
+        where: str | None = None,
+        at: str = "",
+    ) -> list[Hit]:
         """The chunks of a document around one of them."""
         ...
 
@@ -208,12 +216,18 @@ class Retriever:
             text_search = by_text[number]
             if text_search is not None:
                 rankings.append(text_search.result())
-            hits = self._refine(question, rankings, k=k, at=snapshot)
+            hits = self._refine(question, rankings, k=k, where=where, at=snapshot)
             results.append(Retrieved(tuple(hits), snapshot, shared + time.perf_counter() - started))
         return results
 
     def _refine(
-        self, question: str, rankings: Sequence[list[Hit]], *, k: int, at: str
+        self,
+        question: str,
+        rankings: Sequence[list[Hit]],
+        *,
+        k: int,
+        where: str | None,
+        at: str,
     ) -> list[Hit]:
         """Fuse, rerank, diversify, cut to ``k`` and widen."""
         if not rankings:
@@ -226,7 +240,7 @@ class Retriever:
             embeddings = self.store.vectors([hit.chunk_id for hit in pool], at=at)
             hits = maximal_marginal_relevance(pool, embeddings, k=k, diversity=self.diversity)
         hits = hits[:k]
-        return self._with_neighbours(hits, at=at) if self.neighbours else hits
+        return self._with_neighbours(hits, where=where, at=at) if self.neighbours else hits
 
     def _fuse(self, by_vector: list[Hit], by_text: list[Hit]) -> list[Hit]:
         rankings = [by_vector, by_text]
@@ -244,11 +258,19 @@ class Retriever:
         order = np.argsort(-scores, kind="stable")
         return [replace(pool[int(i)], score=float(scores[int(i)])) for i in order]
 
-    def _with_neighbours(self, hits: list[Hit], *, at: str) -> list[Hit]:
-        """Hits widened by the chunks around them; overlapping ones join the better hit."""
+    def _with_neighbours(self, hits: list[Hit], *, where: str | None, at: str) -> list[Hit]:
+        """Hits widened by the chunks around them; overlapping ones join the better hit.
+
+        What ``where`` leaves out is not shown as a neighbour either, nor what lies beyond it.
+        """
         widened: list[Hit] = []
         for hit in hits:
-            around = self.store.neighbours(hit.document_id, hit.ordinal, self.neighbours, at)
+            around = _adjoining(
+                hit,
+                self.store.neighbours(
+                    hit.document_id, hit.ordinal, self.neighbours, where=where, at=at
+                ),
+            )
             start = min([hit.start, *(other.start for other in around)])
             end = max([hit.end, *(other.end for other in around)])
             taken = [h for h in widened if h.document_id == hit.document_id]
@@ -270,3 +292,15 @@ class Retriever:
         if document is None:  # deleted between the two reads of a store without snapshots
             return hit
         return replace(hit, start=start, end=end, text=str(document["text"])[start:end])
+
+
+def _adjoining(hit: Hit, around: Sequence[Hit]) -> list[Hit]:
+    """Those of ``around`` that follow the hit on either side without a gap."""
+    known = {other.ordinal: other for other in around}
+    found = []
+    for step in (-1, 1):
+        ordinal = hit.ordinal + step
+        while ordinal in known:
+            found.append(known[ordinal])
+            ordinal += step
+    return found

@@ -66,6 +66,8 @@ def test_neighbours_get_chunks_vectors_document(store: FeatureStore, put: Put) -
     document = put("a.md", ["zero ", "one ", "two ", "three "])
     around = store.neighbours(document, 1, 1)
     assert [h.ordinal for h in around] == [0, 1, 2]
+    withheld = f"chunk_id NOT IN ({sql_string(around[0].chunk_id)})"
+    assert [h.ordinal for h in store.neighbours(document, 1, 1, where=withheld)] == [1, 2]
     identifiers = [h.chunk_id for h in reversed(around)]
     assert [h.text for h in store.get_chunks([*identifiers, "unknown"])] == [
         "two ",

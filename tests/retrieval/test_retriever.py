@@ -73,8 +73,20 @@ class MemoryStore:
     def vectors(self, chunk_ids: Sequence[str], *, at: str = "") -> Vectors:
         return self.matrix[[int(name[1:]) for name in chunk_ids]]
 
-    def neighbours(self, document_id: str, ordinal: int, radius: int, at: str = "") -> list[Hit]:
-        return [c for c in self.chunks if 0 < abs(c.ordinal - ordinal) <= radius]
+    def neighbours(
+        self,
+        document_id: str,
+        ordinal: int,
+        radius: int,
+        *,
+        where: str | None = None,
+        at: str = "",
+    ) -> list[Hit]:
+        return [
+            c
+            for c in self.chunks
+            if 0 < abs(c.ordinal - ordinal) <= radius and (not where or c.chunk_id not in where)
+        ]
 
     def document(self, document_id: str, *, at: str = "") -> Mapping[str, Any] | None:
         return {"text": TEXT}
@@ -168,6 +180,14 @@ def test_neighbours_widen_a_hit_without_repeating_text(
     assert sorted((h.start, h.end) for h in found.hits) == expected
     for h in found.hits:
         assert h.text == TEXT[h.start : h.end]
+
+
+def test_neighbours_end_where_a_chunk_is_left_out(store: MemoryStore) -> None:
+    retriever = build(store, k=1, neighbours=3, mode="vector")
+    (whole,) = retriever.retrieve("alpha").hits
+    assert whole.text == TEXT
+    (part,) = retriever.retrieve("alpha", where="chunk_id NOT IN ('c1')").hits
+    assert (part.start, part.end) == SPANS[0]
 
 
 def test_diversity_asks_for_vectors_and_keeps_k(store: MemoryStore) -> None:

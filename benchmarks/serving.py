@@ -77,6 +77,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="", help="base model; empty: a random Llama")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, help="write the result as JSON")
+    parser.add_argument("overrides", nargs="*", help="settings such as embedder.backend=openvino")
     parser.add_argument("--client", default="", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -101,6 +102,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             "generator.max_batch": arguments.streams,
             "serving.max_queue": 1000,
         },
+        overrides=arguments.overrides,
         environment={},
     )
     embedder = build_embedder(settings.embedder)

@@ -494,7 +494,11 @@ class FeatureStore:
             handle.add(pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
             commits = handle.version
         if commits % _LOG_COMMITS == 0:
-            maintenance.compact_log(self._tables, table)
+            try:
+                maintenance.compact_log(self._tables, table)
+            except StoreError as error:
+                # The rows are written: who appended them must not write them again.
+                logger.warning("%s is compacted another time: %s", table, error)
 
     def rows(
         self,

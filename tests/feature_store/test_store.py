@@ -192,6 +192,15 @@ def feedback() -> dict[str, object]:
     }
 
 
+def test_a_log_that_cannot_be_compacted_is_written_all_the_same(store: FeatureStore) -> None:
+    """Whoever appends would else write the same rows again."""
+    for number in range(254):
+        store.append("feedback", [{**feedback(), "feedback_id": str(number)}])
+    next(Path(store.uri, "feedback.lance", "data").iterdir()).unlink()
+    store.append("feedback", [{**feedback(), "feedback_id": "last"}])
+    assert lancedb.connect(store.uri).open_table("feedback").count_rows() == 255
+
+
 def test_a_log_does_not_grow_into_ever_more_files(store: FeatureStore) -> None:
     for number in range(300):
         store.append("feedback", [{**feedback(), "feedback_id": str(number)}])

@@ -206,6 +206,10 @@ class Chunk:
     tokens: int
 
 
+Ranking = dict[int, float]
+"""Row id to score, best first. Row ids hold for the snapshot that was searched and no other."""
+
+
 @dataclass(frozen=True)
 class Hit:
     """A retrieved chunk."""

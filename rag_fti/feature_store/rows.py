@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rag_fti.schemas import Hit
+from rag_fti.schemas import Hit, Ranking
 
 HIT_COLUMNS = [
     "chunk_id", "document_id", "document_version", "source", "title", "heading", "page",
@@ -30,6 +30,11 @@ def matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
         combined = pa.concat_arrays(combined.chunks)
     values = combined.flatten().to_numpy(zero_copy_only=False)
     return np.asarray(values, dtype=np.float32).reshape(len(column), combined.type.list_size)
+
+
+def ranking(table: pa.Table, scores: npt.NDArray[Any]) -> Ranking:
+    """Row ids of a search with their scores."""
+    return dict(zip(table["_rowid"].to_pylist(), scores.tolist(), strict=True))
 
 
 def hits(table: pa.Table, scores: npt.NDArray[Any]) -> list[Hit]:

@@ -16,10 +16,10 @@ from lancedb.query import MatchQuery
 from rag_fti import ids, schemas
 from rag_fti.errors import IncompatibleArtifact, StoreError
 from rag_fti.feature_store import indexes, maintenance, snapshots
-from rag_fti.feature_store.rows import HIT_COLUMNS, hits, lookup_batches, matrix
+from rag_fti.feature_store.rows import HIT_COLUMNS, hits, lookup_batches, matrix, ranking
 from rag_fti.feature_store.tables import Tables, mapped_errors, sql_in, sql_string
 from rag_fti.protocols import EmbedderFingerprint, Vectors, embedder_differences
-from rag_fti.schemas import Hit
+from rag_fti.schemas import Hit, Ranking
 
 logger = logging.getLogger(__name__)
 
@@ -173,50 +173,82 @@ class FeatureStore:
 
     # -- searching -------------------------------------------------------------------------
 
-    def search_vectors(
-        self, vector: Vectors, *, k: int, where: str | None = None, at: str = ""
-    ) -> list[Hit]:
-        """Chunks nearest to a vector.
+    def rank_vectors(
+        self, vector: Vectors, *, k: int, where: str | None = None, at: str
+    ) -> Ranking:
+        """Rows nearest to a vector; :meth:`read_rows` gives their chunks.
+
+        Ranking first and reading only the chosen few is half the work of a search: most of the
+        other half is reading the texts of candidates that nobody will see.
 
         Args:
             vector: Query vector, shape ``(dimension,)``.
-            k: Most hits.
+            k: Most rows.
             where: SQL over chunk columns; only matching chunks are looked at.
-            at: State to read.
+            at: The snapshot to read, the same for ranking and reading.
+
+        Returns:
+            Row ids by falling cosine similarity, which is their score.
+        """
+        with mapped_errors("search by vector", next_step=_BAD_FILTER):
+            query = self._nearest(vector, k=k, where=where, at=at)
+            found = query.select(["_distance"]).with_row_id(True).to_arrow()
+        return ranking(found, 1.0 - found["_distance"].to_numpy())
+
+    def rank_text(self, query: str, *, k: int, where: str | None = None, at: str) -> Ranking:
+        """Rows whose title, headings or text match words of ``query`` (any text is safe).
+
+        Returns:
+            Row ids by falling BM25, which is their score. Arguments as :meth:`rank_vectors`.
+        """
+        with mapped_errors("search by text", next_step=_BAD_FILTER):
+            search = self._matching(query, k=k, where=where, at=at)
+            found = search.select(["_score"]).with_row_id(True).to_arrow()
+        return ranking(found, found["_score"].to_numpy())
+
+    def read_rows(self, ranked: Ranking, *, at: str) -> list[Hit]:
+        """The chunks of ranked rows, best first; equal scores in the order of their ids.
+
+        Raises:
+            StoreError: If one of the rows is not in the snapshot ``at``.
+        """
+        if not ranked:
+            return []
+        with mapped_errors("read chunks"):
+            query = self._chunks_at(at).take_row_ids(list(ranked)).select([*HIT_COLUMNS, "_rowid"])
+            found = query.to_arrow()
+        rows = found["_rowid"].to_pylist()
+        if len(rows) != len(ranked):
+            raise StoreError(
+                f"{len(ranked) - len(rows)} ranked rows are not in {self.uri} at {at}."
+            )
+        scores = np.array([ranked[row] for row in rows])
+        return sorted(hits(found, scores), key=lambda hit: (-hit.score, hit.chunk_id))
+
+    def search_vectors(
+        self, vector: Vectors, *, k: int, where: str | None = None, at: str = ""
+    ) -> list[Hit]:
+        """Chunks nearest to a vector, in one step; arguments as :meth:`rank_vectors`.
 
         Returns:
             Hits by falling cosine similarity, which is their score.
         """
-        table = self._chunks_at(at)
         with mapped_errors("search by vector", next_step=_BAD_FILTER):
-            query = (
-                table.search(
-                    np.asarray(vector, dtype=np.float32).reshape(-1), vector_column_name="vector"
-                )
-                .distance_type("cosine")
-                .select([*HIT_COLUMNS, "_distance"])
-                .limit(k)
-            )
-            query = self._policy(table).apply(query)
-            found = (query.where(where) if where else query).to_arrow()
+            query = self._nearest(vector, k=k, where=where, at=at)
+            found = query.select([*HIT_COLUMNS, "_distance"]).to_arrow()
         return hits(found, 1.0 - found["_distance"].to_numpy())
 
     def search_text(
         self, query: str, *, k: int, where: str | None = None, at: str = ""
     ) -> list[Hit]:
-        """Chunks whose title, headings or text match words of ``query`` (any text is safe).
+        """Chunks that match words of ``query``, in one step; see :meth:`rank_text`.
 
         Returns:
             Hits by falling BM25, which is their score.
         """
-        table = self._chunks_at(at)
         with mapped_errors("search by text", next_step=_BAD_FILTER):
-            search = (
-                table.search(MatchQuery(query, "indexed_text"))
-                .select([*HIT_COLUMNS, "_score"])
-                .limit(k)
-            )
-            found = (search.where(where) if where else search).to_arrow()
+            search = self._matching(query, k=k, where=where, at=at)
+            found = search.select([*HIT_COLUMNS, "_score"]).to_arrow()
         return hits(found, found["_score"].to_numpy())
 
     # -- reading ---------------------------------------------------------------------------
@@ -532,6 +564,17 @@ class FeatureStore:
 
     def _chunks_at(self, at: str) -> Any:
         return self._at("chunks", at)
+
+    def _nearest(self, vector: Vectors, *, k: int, where: str | None, at: str) -> Any:
+        table = self._chunks_at(at)
+        values = np.asarray(vector, dtype=np.float32).reshape(-1)
+        query = table.search(values, vector_column_name="vector").distance_type("cosine").limit(k)
+        query = self._policy(table).apply(query)
+        return query.where(where) if where else query
+
+    def _matching(self, query: str, *, k: int, where: str | None, at: str) -> Any:
+        search = self._chunks_at(at).search(MatchQuery(query, "indexed_text")).limit(k)
+        return search.where(where) if where else search
 
     def _policy(self, table: Any) -> indexes.SearchPolicy:
         version = table.version

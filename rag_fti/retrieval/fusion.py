@@ -3,61 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-from rag_fti.schemas import Hit
+from rag_fti.schemas import Ranking
 
 
-def convex(rankings: Sequence[Sequence[Hit]], weights: Sequence[float]) -> list[Hit]:
+def convex(rankings: Sequence[Ranking], weights: Sequence[float]) -> Ranking:
     """Weighted sum of min-max normalised scores (Bruch et al. 2022, section 3).
 
-    A hit that a search did not return gets 0 from it. A ranking whose scores are all equal
-    counts 1 for each of its hits.
+    A row that a search did not return gets 0 from it. A ranking whose scores are all equal
+    counts 1 for each of its rows.
 
     Args:
-        rankings: Hits of each search, any order.
+        rankings: Row id to score of each search, any order.
         weights: Weight of each search, in the order of ``rankings``.
 
     Returns:
-        Every hit once, best first, ``score`` replaced by the sum; equal scores are ordered by
-        chunk id, so that results do not depend on the order of the stores' answers.
+        Every row once with its sum, best first; equal sums in the order of row ids, so that
+        results do not depend on the order of the store's answers.
     """
-    scores: dict[str, float] = {}
-    hits: dict[str, Hit] = {}
+    scores: Ranking = {}
     for ranking, weight in zip(rankings, weights, strict=True):
         if not ranking:
             continue
-        low = min(hit.score for hit in ranking)
-        width = max(hit.score for hit in ranking) - low
-        for hit in ranking:
-            share = (hit.score - low) / width if width > 0 else 1.0
-            scores[hit.chunk_id] = scores.get(hit.chunk_id, 0.0) + weight * share
-            hits.setdefault(hit.chunk_id, hit)
-    return _ranked(hits, scores)
+        low = min(ranking.values())
+        width = max(ranking.values()) - low
+        for row, score in ranking.items():
+            share = (score - low) / width if width > 0 else 1.0
+            scores[row] = scores.get(row, 0.0) + weight * share
+    return _ranked(scores)
 
 
 def reciprocal_rank(
-    rankings: Sequence[Sequence[Hit]], *, weights: Sequence[float], constant: int = 60
-) -> list[Hit]:
+    rankings: Sequence[Ranking], *, weights: Sequence[float], constant: int = 60
+) -> Ranking:
     """Reciprocal rank fusion: the sum of ``weight / (constant + rank)`` (Cormack et al. 2009).
 
     Args:
-        rankings: Hits of each search, best first.
+        rankings: Row id to score of each search, best first.
         weights: Weight of each search; equal weights give the published formula up to scale.
         constant: Damps the lead of the first ranks.
 
     Returns:
-        Every hit once, best first, ``score`` replaced by the sum.
+        Every row once with its sum, best first.
     """
-    scores: dict[str, float] = {}
-    hits: dict[str, Hit] = {}
+    scores: Ranking = {}
     for ranking, weight in zip(rankings, weights, strict=True):
-        for rank, hit in enumerate(ranking, start=1):
-            scores[hit.chunk_id] = scores.get(hit.chunk_id, 0.0) + weight / (constant + rank)
-            hits.setdefault(hit.chunk_id, hit)
-    return _ranked(hits, scores)
+        for rank, row in enumerate(ranking, start=1):
+            scores[row] = scores.get(row, 0.0) + weight / (constant + rank)
+    return _ranked(scores)
 
 
-def _ranked(hits: dict[str, Hit], scores: dict[str, float]) -> list[Hit]:
-    order = sorted(hits, key=lambda chunk_id: (-scores[chunk_id], chunk_id))
-    return [replace(hits[chunk_id], score=scores[chunk_id]) for chunk_id in order]
+def _ranked(scores: Ranking) -> Ranking:
+    return dict(sorted(scores.items(), key=lambda item: (-item[1], item[0])))

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from rag_fti.retrieval.diversity import maximal_marginal_relevance
 from rag_fti.retrieval.filters import restrict
 from rag_fti.retrieval.fusion import convex, reciprocal_rank
 from rag_fti.retrieval.queries import QueryVectors
-from rag_fti.schemas import Hit
+from rag_fti.schemas import Hit, Ranking
 
 Mode = Literal["hybrid", "vector", "text"]
 
@@ -31,16 +32,16 @@ class SearchableStore(Protocol):
         """Id of the snapshot that a tag, an id or "" (the newest) means."""
         ...
 
-    def search_vectors(
-        self, vector: Any, *, k: int, where: str | None = None, at: str = ""
-    ) -> list[Hit]:
-        """Nearest chunks; the score is the cosine similarity."""
+    def rank_vectors(self, vector: Any, *, k: int, where: str | None = None, at: str) -> Ranking:
+        """Nearest rows, best first; the score is the cosine similarity."""
         ...
 
-    def search_text(
-        self, query: str, *, k: int, where: str | None = None, at: str = ""
-    ) -> list[Hit]:
-        """Full-text matches; the score is BM25."""
+    def rank_text(self, query: str, *, k: int, where: str | None = None, at: str) -> Ranking:
+        """Rows that match, best first; the score is BM25."""
+        ...
+
+    def read_rows(self, ranked: Ranking, *, at: str) -> list[Hit]:
+        """The chunks of ranked rows, best first."""
         ...
 
     def vectors(self, chunk_ids: Sequence[str], *, at: str = "") -> Vectors:
@@ -179,15 +180,16 @@ class Retriever:
                 f"Unknown search mode {mode!r}.", next_step="Use hybrid, vector or text."
             )
         condition = restrict(where, collections)
-        for left in reversed(range(_SEARCH_TRIES)):
+        tries = _SEARCH_TRIES
+        while True:
             snapshot = self.store.resolve(at)
             try:
                 return self._search(questions, snapshot, mode=mode, where=condition, k=k or self.k)
             except StoreError:
                 # A purge removes the state that is being read; the next one is there already.
-                if not left or self.store.resolve(at) == snapshot:
+                tries -= 1
+                if not tries or self.store.resolve(at) == snapshot:
                     raise
-        raise AssertionError("unreachable")
 
     def _search(
         self, questions: Sequence[str], snapshot: str, *, mode: Mode, where: str | None, k: int
@@ -197,7 +199,7 @@ class Retriever:
         # Full text needs no vector: it is searched while the questions are embedded.
         by_text = [
             self._searchers.submit(
-                self.store.search_text, question, k=depth, where=where, at=snapshot
+                self.store.rank_text, question, k=depth, where=where, at=snapshot
             )
             if mode != "vector" and question.strip()
             else None
@@ -211,7 +213,7 @@ class Retriever:
             rankings = []
             if vectors is not None and question.strip():
                 rankings.append(
-                    self.store.search_vectors(vectors[number], k=depth, where=where, at=snapshot)
+                    self.store.rank_vectors(vectors[number], k=depth, where=where, at=snapshot)
                 )
             text_search = by_text[number]
             if text_search is not None:
@@ -223,26 +225,31 @@ class Retriever:
     def _refine(
         self,
         question: str,
-        rankings: Sequence[list[Hit]],
+        rankings: Sequence[Ranking],
         *,
         k: int,
         where: str | None,
         at: str,
     ) -> list[Hit]:
-        """Fuse, rerank, diversify, cut to ``k`` and widen."""
+        """Fuse, read, rerank, diversify, cut to ``k`` and widen."""
         if not rankings:
             return []
-        hits = rankings[0] if len(rankings) == 1 else self._fuse(*rankings)
+        ranked = rankings[0] if len(rankings) == 1 else self._fuse(*rankings)
+        wanted = k
+        if self.reranker is not None:
+            wanted = max(wanted, self.rerank_candidates)
+        if self.diversity > 0:
+            wanted = max(wanted, self.candidates)
+        hits = self.store.read_rows(dict(islice(ranked.items(), wanted)), at=at)
         if self.reranker is not None:
             hits = self._rerank(question, hits, k=k)
         if self.diversity > 0 and len(hits) > 1:
-            pool = hits[: max(k, min(self.candidates, len(hits)))]
-            embeddings = self.store.vectors([hit.chunk_id for hit in pool], at=at)
-            hits = maximal_marginal_relevance(pool, embeddings, k=k, diversity=self.diversity)
+            embeddings = self.store.vectors([hit.chunk_id for hit in hits], at=at)
+            hits = maximal_marginal_relevance(hits, embeddings, k=k, diversity=self.diversity)
         hits = hits[:k]
         return self._with_neighbours(hits, where=where, at=at) if self.neighbours else hits
 
-    def _fuse(self, by_vector: list[Hit], by_text: list[Hit]) -> list[Hit]:
+    def _fuse(self, by_vector: Ranking, by_text: Ranking) -> Ranking:
         rankings = [by_vector, by_text]
         weights = [self.vector_weight, 1.0 - self.vector_weight]
         if self.fusion == "convex":

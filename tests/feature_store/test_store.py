@@ -35,6 +35,25 @@ def test_search_finds_by_vector_and_by_text(store: FeatureStore, put: Put) -> No
     assert store.exists()
 
 
+def test_ranking_then_reading_finds_what_one_step_finds(store: FeatureStore, put: Put) -> None:
+    put("a.md", ["red apples grow. ", "green apples fall. ", "pears."])
+    put("b.md", ["apples and pears.", "no fruit at all."])
+    at = store.snapshot()
+    vector = vector_of("green apples fall. ")
+    for _ in range(2):
+        ranked = store.rank_vectors(vector, k=3, at=at)
+        assert store.read_rows(ranked, at=at) == store.search_vectors(vector, k=3, at=at)
+        assert list(ranked.values()) == sorted(ranked.values(), reverse=True)
+        by_text = store.rank_text("apples", k=9, where="source = 'a.md'", at=at)
+        found = store.read_rows(by_text, at=at)
+        assert {hit.text for hit in found} == {"red apples grow. ", "green apples fall. "}
+        put("a.md", ["rewritten."])  # moves rows; the snapshot keeps its own
+        store.optimize()
+    assert store.read_rows({}, at=at) == []
+    with pytest.raises(StoreError, match=r"read chunks|not in"):
+        store.read_rows({max(ranked) + 2**40: 1.0}, at=at)
+
+
 @pytest.mark.parametrize(
     "query", ["", "the", '"', "a AND (b", "x' OR 1=1 --", "\x00", "🙂", ":)" * 99]
 )

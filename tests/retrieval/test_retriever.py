@@ -12,7 +12,7 @@ import pytest
 from rag_fti.errors import ConfigError, StoreError
 from rag_fti.protocols import EmbedderFingerprint, Vectors
 from rag_fti.retrieval import Retriever
-from rag_fti.schemas import Hit
+from rag_fti.schemas import Hit, Ranking
 from tests.retrieval.hits import hit
 
 TEXT = "Alpha rises. Beta falls. Gamma waits. Delta leaves."
@@ -52,23 +52,22 @@ class MemoryStore:
     def resolve(self, at: str) -> str:
         return at or "d1c1"
 
-    def search_vectors(
-        self, vector: Any, *, k: int, where: str | None = None, at: str = ""
-    ) -> list[Hit]:
+    def rank_vectors(self, vector: Any, *, k: int, where: str | None = None, at: str) -> Ranking:
         self.seen.append(("vector", where, at))
         return self._best(self.matrix @ np.asarray(vector), k)
 
-    def search_text(
-        self, query: str, *, k: int, where: str | None = None, at: str = ""
-    ) -> list[Hit]:
+    def rank_text(self, query: str, *, k: int, where: str | None = None, at: str) -> Ranking:
         self.seen.append(("text", where, at))
         words = query.lower().split()
         scores = [sum(3.0 for w in words if w in c.text.lower()) for c in self.chunks]
-        return [h for h in self._best(np.asarray(scores), k) if h.score > 0]
+        return {row: score for row, score in self._best(np.asarray(scores), k).items() if score > 0}
 
-    def _best(self, scores: Any, k: int) -> list[Hit]:
+    def _best(self, scores: Any, k: int) -> Ranking:
         order = np.argsort(-scores, kind="stable")[:k]
-        return [replace(self.chunks[int(i)], score=float(scores[int(i)])) for i in order]
+        return {int(row): float(scores[row]) for row in order}
+
+    def read_rows(self, ranked: Ranking, *, at: str) -> list[Hit]:
+        return [replace(self.chunks[row], score=score) for row, score in ranked.items()]
 
     def vectors(self, chunk_ids: Sequence[str], *, at: str = "") -> Vectors:
         return self.matrix[[int(name[1:]) for name in chunk_ids]]
@@ -147,7 +146,7 @@ def test_many_questions_are_embedded_together_and_equal_single_ones(store: Memor
 
 def test_a_store_that_is_down_is_an_error_not_an_empty_result(store: MemoryStore) -> None:
     class Down(MemoryStore):
-        def search_text(self, query: str, **options: Any) -> list[Hit]:
+        def rank_text(self, query: str, **options: Any) -> Ranking:
             raise StoreError("The table cannot be read.")
 
     with pytest.raises(StoreError):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
+import queue
 import random
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import httpx
 
@@ -22,6 +23,8 @@ from rag_fti.protocols import Cancellation, Generation, GenerationRequest, Messa
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 BASE_VARIABLE = "OPENAI_API_BASE"
 
 _BYTES_PER_TOKEN = 3.0
@@ -30,12 +33,12 @@ _TOKENS_PER_MESSAGE = 8
 _CONNECT_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 20.0
 _SHOWN_CHARS = 300
-_POLL_SECONDS = 0.2
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-
-
-class _GivenUp(Exception):
-    """Nobody waits for the answer any more."""
+_TOO_LONG = (
+    "context_length",  # OpenAI, llama-cpp-python
+    "maximum context length",  # vLLM
+    "exceed_context_size",  # llama.cpp
+)
 
 
 class CircuitBreaker:
@@ -79,6 +82,11 @@ class CircuitBreaker:
             self._failures = 0
             self._trying = False
 
+    def given_up(self) -> None:
+        """A call ended by itself before it was answered, which says nothing about the server."""
+        with self._lock:
+            self._trying = False
+
     def failed(self) -> None:
         """A call was not answered, or with a server error."""
         with self._lock:
@@ -90,6 +98,9 @@ class CircuitBreaker:
 
 class RemoteGenerator:
     """Continues prompts on an OpenAI-compatible server.
+
+    Requests run on an event loop in a thread of its own: there, a request can be given up whatever
+    it waits for, its place, its next try, or a server that says nothing.
 
     Args:
         base_url: Up to and including ``/v1``.
@@ -119,13 +130,15 @@ class RemoteGenerator:
         self._retries = retries
         self._context_window = context_window
         self._breaker = breaker or CircuitBreaker()
-        self._slots = threading.Semaphore(concurrency)
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="remote")
-        self._client = httpx.Client(
+        self._slots = asyncio.Semaphore(concurrency)
+        self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(timeout_seconds, connect=min(_CONNECT_SECONDS, timeout_seconds)),
             limits=httpx.Limits(max_connections=concurrency),
         )
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="remote", daemon=True)
+        self._thread.start()
 
     @property
     def model(self) -> str:
@@ -152,7 +165,11 @@ class RemoteGenerator:
             ContextTooLong: If the server says that a prompt is too long.
             InferenceError: If the server does not answer.
         """
-        return list(self._threads.map(self._generate, requests))
+        running = self._submit(self._generate_all(requests))
+        try:
+            return running.result()
+        finally:
+            running.cancel()
 
     def stream(
         self, request: GenerationRequest, cancellation: Cancellation | None = None
@@ -164,6 +181,66 @@ class RemoteGenerator:
             InferenceError: If the server does not answer or breaks off.
         """
         cancellation = cancellation or Cancellation()
+        pieces: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        said: list[str] = []
+        running = self._submit(self._converse(request, pieces.put))
+        running.add_done_callback(lambda _: pieces.put(None))
+        try:
+            with cancellation.calling(running.cancel):
+                while (piece := pieces.get()) is not None:
+                    said.append(piece)
+                    yield piece
+        finally:
+            running.cancel()
+        if cancellation.cancelled:
+            yield self._generation(request, "".join(said), "cancelled", {})
+        else:
+            yield running.result()
+
+    def close(self) -> None:
+        """Give up what still runs; close connections and the thread."""
+        self._submit(self._end()).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def _end(self) -> None:
+        running = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await self._client.aclose()
+
+    async def _generate_all(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._generate(request)) for request in requests]
+        except BaseExceptionGroup as failed:  # the first; the others were given up then
+            raise failed.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _generate(self, request: GenerationRequest) -> Generation:
+        async with self._slots, self._open(self._body(request)) as response:
+            await response.aread()
+        try:
+            content = response.json()
+            choice = content["choices"][0]
+            text = choice["message"]["content"] or ""
+        except (ValueError, LookupError, TypeError) as error:
+            raise InferenceError(
+                f"{self._base_url} answered something that is no chat completion: "
+                f"{response.text[:_SHOWN_CHARS]!r}."
+            ) from error
+        reason = choice.get("finish_reason") or "stop"
+        return self._generation(request, text, reason, content.get("usage") or {})
+
+    async def _converse(
+        self, request: GenerationRequest, say: Callable[[str], object]
+    ) -> Generation:
+        """Stream an answer; ``say`` gets its pieces."""
         body = {
             **self._body(request),
             "stream": True,
@@ -172,53 +249,18 @@ class RemoteGenerator:
         said: list[str] = []
         reason = ""
         usage: Mapping[str, Any] = {}
-        try:
-            with (
-                self._place(cancellation),
-                self._open(body, cancellation) as response,
-                cancellation.calling(lambda: _hang_up(response)),
-                _mapped(self._base_url),
-            ):
-                for event in _events(response):
-                    if cancellation.cancelled:
-                        break
-                    usage = event.get("usage") or usage
-                    for choice in event.get("choices") or []:
-                        piece = (choice.get("delta") or {}).get("content")
-                        reason = choice.get("finish_reason") or reason
-                        if piece:
-                            said.append(piece)
-                            yield piece
-        except (_GivenUp, InferenceError):
-            if not cancellation.cancelled:
-                raise
-        if cancellation.cancelled:
-            reason = reason or "cancelled"
-        elif not reason:
+        async with self._slots, self._open(body) as response:
+            async for event in _events(response):
+                usage = event.get("usage") or usage
+                for choice in event.get("choices") or []:
+                    reason = choice.get("finish_reason") or reason
+                    piece = (choice.get("delta") or {}).get("content")
+                    if piece:
+                        said.append(piece)
+                        say(piece)
+        if not reason:
             raise InferenceError(f"{self._base_url} broke off in the middle of an answer.")
-        yield self._generation(request, "".join(said), reason, usage)
-
-    def close(self) -> None:
-        """Close connections and threads."""
-        self._threads.shutdown(wait=True)
-        self._client.close()
-
-    def _generate(self, request: GenerationRequest) -> Generation:
-        waiting = Cancellation()
-        with self._place(waiting), self._open(self._body(request), waiting) as response:
-            with _mapped(self._base_url):
-                response.read()
-            try:
-                content = response.json()
-                choice = content["choices"][0]
-                text = choice["message"]["content"] or ""
-            except (ValueError, LookupError, TypeError) as error:
-                raise InferenceError(
-                    f"{self._base_url} answered something that is no chat completion: "
-                    f"{response.text[:_SHOWN_CHARS]!r}."
-                ) from error
-            reason = choice.get("finish_reason") or "stop"
-            return self._generation(request, text, reason, content.get("usage") or {})
+        return self._generation(request, "".join(said), reason, usage)
 
     def _generation(
         self, request: GenerationRequest, text: str, reason: str, usage: Mapping[str, Any]
@@ -246,30 +288,9 @@ class RemoteGenerator:
             body["seed"] = request.seed
         return body
 
-    @contextlib.contextmanager
-    def _place(self, cancellation: Cancellation) -> Iterator[None]:
-        """One of the requests in flight.
-
-        Raises:
-            _GivenUp: If it was cancelled while it waited.
-        """
-        while not self._slots.acquire(timeout=_POLL_SECONDS):
-            if cancellation.cancelled:
-                raise _GivenUp
-        try:
-            yield
-        finally:
-            self._slots.release()
-
-    @contextlib.contextmanager
-    def _open(
-        self, body: Mapping[str, Any], cancellation: Cancellation
-    ) -> Iterator[httpx.Response]:
-        """A response whose status is good, its body not read; tries again where that helps.
-
-        Raises:
-            _GivenUp: If it was cancelled before there was one.
-        """
+    @contextlib.asynccontextmanager
+    async def _open(self, body: Mapping[str, Any]) -> AsyncIterator[httpx.Response]:
+        """A response whose status is good, its body not read; tries again where that helps."""
         request = self._client.build_request(
             "POST",
             f"{self._base_url}/chat/completions",
@@ -278,8 +299,6 @@ class RemoteGenerator:
         )
         tries = 0
         while True:
-            if cancellation.cancelled:
-                raise _GivenUp
             wait = self._breaker.wait_seconds()
             if wait:
                 raise InferenceError(
@@ -287,7 +306,7 @@ class RemoteGenerator:
                     f"{wait:.0f} s.",
                     next_step="Check the server named in generator.base_url.",
                 )
-            response, problem, pause = self._send(request)
+            response, problem, pause = await self._send(request)
             if response is not None:
                 break
             tries += 1
@@ -297,24 +316,31 @@ class RemoteGenerator:
                     next_step="Check the server named in generator.base_url.",
                 )
             logger.warning("%s: %s; trying again", self._base_url, problem)
-            cancellation.wait(pause or min(0.25 * 2**tries, 5.0) * random.uniform(0.5, 1.0))
+            await asyncio.sleep(pause or min(0.25 * 2**tries, 5.0) * random.uniform(0.5, 1.0))
         try:
             yield response
+        except httpx.HTTPError as error:
+            raise InferenceError(
+                f"{self._base_url} broke off: {type(error).__name__}: {error}."
+            ) from error
         finally:
-            response.close()
+            await response.aclose()
 
-    def _send(self, request: httpx.Request) -> tuple[httpx.Response | None, str, float]:
+    async def _send(self, request: httpx.Request) -> tuple[httpx.Response | None, str, float]:
         """One try: a good response, or what went wrong and how long the server wants to rest."""
         try:
-            response = self._client.send(request, stream=True)
+            response = await self._client.send(request, stream=True)
             if response.status_code < 400:
                 self._breaker.succeeded()
                 return response, "", 0.0
-            with contextlib.closing(response):
-                text = response.read().decode("utf-8", errors="replace")
+            async with contextlib.aclosing(response):
+                text = (await response.aread()).decode("utf-8", errors="replace")
         except httpx.HTTPError as error:
             self._breaker.failed()
             return None, f"{type(error).__name__}: {error}", 0.0
+        except asyncio.CancelledError:
+            self._breaker.given_up()
+            raise
         problem = f"HTTP {response.status_code}: {text[:_SHOWN_CHARS]}"
         if response.status_code in _RETRIED:
             # A server that says "too many" works; only one that breaks counts as failing.
@@ -327,7 +353,7 @@ class RemoteGenerator:
         raise self._refused(response.status_code, text, problem)
 
     def _refused(self, status: int, text: str, problem: str) -> InferenceError:
-        if "context_length" in text or "maximum context length" in text:
+        if any(words in text for words in _TOO_LONG):
             return ContextTooLong(
                 f"The prompt does not fit {self._model} on {self._base_url}: {problem}",
                 next_step="Lower retrieval.context_tokens, or set generator.context_window to "
@@ -343,27 +369,9 @@ class RemoteGenerator:
         )
 
 
-@contextlib.contextmanager
-def _mapped(base_url: str) -> Iterator[None]:
-    """Errors of a running transfer as this project's."""
-    try:
-        yield
-    except httpx.HTTPError as error:
-        raise InferenceError(f"{base_url} broke off: {type(error).__name__}: {error}.") from error
-
-
-def _hang_up(response: httpx.Response) -> None:
-    """End a response that another thread is reading, which gets an error at once."""
-    stream = response.extensions.get("network_stream")
-    connection = stream.get_extra_info("socket") if stream is not None else None
-    if connection is not None:
-        with contextlib.suppress(OSError):  # it was closed already
-            connection.shutdown(socket.SHUT_RDWR)
-
-
-def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
     """The JSON objects of a server-sent event stream, up to ``[DONE]``."""
-    for line in response.iter_lines():
+    async for line in response.aiter_lines():
         if not line.startswith("data:"):
             continue
         data = line[5:].strip()

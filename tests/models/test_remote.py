@@ -57,6 +57,8 @@ class Upstream:
             return
         if step == "slow":
             time.sleep(1.0)
+        if step == "mute":
+            time.sleep(5)
         if step == "half an error":
             handler.send_response(503)
             handler.send_header("Content-Length", "1000")
@@ -169,6 +171,7 @@ def test_lasting_trouble_is_an_error_that_names_the_server(
     ("status", "text", "kind", "word"),
     [
         (400, '{"error": {"code": "context_length_exceeded"}}', ContextTooLong, "does not fit"),
+        (400, '{"error": {"type": "exceed_context_size_error"}}', ContextTooLong, "does not fit"),
         (400, "bad", InferenceError, "refuses"),
         (401, "who are you", InferenceError, "api_key_env"),
         (404, "no such model", InferenceError, "generator.model"),
@@ -207,11 +210,14 @@ def test_cancelling_closes_the_stream(upstream: Upstream, generator: RemoteGener
     assert upstream.sent_pieces < 6
 
 
-def test_cancelling_does_not_wait_for_a_server_that_says_nothing(upstream: Upstream) -> None:
+@pytest.mark.parametrize("silence", ["queue", "mute"])
+def test_cancelling_does_not_wait_for_a_server_that_says_nothing(
+    upstream: Upstream, silence: str
+) -> None:
     generator = RemoteGenerator(
         base_url=upstream.url, model="big", timeout_seconds=4, concurrency=1
     )
-    upstream.plan = ["queue"]
+    upstream.plan = [silence]
     cancellations = [Cancellation(), Cancellation()]
     with ThreadPoolExecutor(2) as threads:
         # The first reads from a server that is silent, the second waits for its place.
@@ -272,6 +278,17 @@ def test_a_dead_server_is_left_alone_for_a_while() -> None:
     with pytest.raises(InferenceError, match="tried again"):
         generator.generate([ASKED])
     generator.close()
+
+
+def test_a_try_that_nobody_waited_for_leaves_the_circuit_to_the_next() -> None:
+    now = [0.0]
+    breaker = CircuitBreaker(threshold=1, cooldown_seconds=5, clock=lambda: now[0])
+    breaker.failed()
+    now[0] = 6.0
+    assert breaker.wait_seconds() == 0.0
+    assert breaker.wait_seconds() > 0.0
+    breaker.given_up()
+    assert breaker.wait_seconds() == 0.0
 
 
 def test_one_try_closes_the_circuit_again() -> None:

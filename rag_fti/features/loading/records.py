@@ -35,17 +35,20 @@ def _delimiter(text: str, default: str) -> str:
 
 
 def row_lines(rows: Iterable[Sequence[Any]]) -> Iterator[str]:
-    """Rows with a head as one line each; a single column is written without its name."""
-    names: list[str] | None = None
+    """Rows with a head as one line each; a single column is written without its name.
+
+    Lines of one cell above the head are titles: the head is the first row of several cells.
+    """
+    names: list[str] = []
+    titles_only = True
     for row in rows:
         cells = [_words(cell) for cell in row]
-        if not any(cells):
+        filled = sum(map(bool, cells))
+        if not filled:
             continue
-        if names is None:
-            names = cells
+        if titles_only:
+            names, titles_only = cells, filled == 1 and bool(cells[0])
             yield "; ".join(cell for cell in cells if cell)
-        elif len(names) == 1 and len(cells) == 1:
-            yield cells[0]
         else:
             padded = [*names, *[""] * (len(cells) - len(names))]
             pairs = zip(padded, cells, strict=False)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import fnmatch
 import glob
+import io
+import lzma
 import os
 import sys
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, BinaryIO
 
 from rag_fti.errors import SourceError
 from rag_fti.features.loading.formats import format_of, is_archive
@@ -20,6 +24,8 @@ from rag_fti.features.loading.workers import LoadTask
 STDIN = "-"
 MEMBER = "!/"
 """Between an archive and the name of a member: ``docs.zip!/guide/intro.md``."""
+_MAX_DEPTH = 3
+"""Archives in archives are read to this depth."""
 
 
 @dataclass
@@ -132,71 +138,86 @@ def read_stdin(limits: Limits, *, name: str) -> LoadTask:
 def members(archive: Path, source: str, limits: Limits) -> Iterator[LoadTask | tuple[str, str]]:
     """The documents in an archive, and ``(source, reason)`` for those that are refused.
 
-    Nothing is unpacked to disk. Members of unknown types are left out.
+    Archives inside it are read too. Nothing is unpacked to disk. Members of unknown types are
+    left out.
 
     Raises:
         SourceError: If the archive is damaged, encrypted or unpacks to too much.
     """
     try:
-        if zipfile.is_zipfile(archive):
-            yield from _zip_members(archive, source, limits)
-        else:
-            yield from _tar_members(archive, source, limits)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError) as error:
+        budget = _Budget(archive.stat().st_size, limits)
+        with archive.open("rb") as stream:
+            yield from _members(stream, source, budget, depth=1)
+    except OSError as error:
+        raise SourceError(f"cannot be read: {error.strerror or error}") from error
+
+
+def _members(
+    archive: BinaryIO, source: str, budget: _Budget, *, depth: int
+) -> Iterator[LoadTask | tuple[str, str]]:
+    try:
+        entries = _zip_entries if zipfile.is_zipfile(archive) else _tar_entries
+        archive.seek(0)
+        for name, stream in entries(archive):
+            member = f"{source}{MEMBER}{source_name(name)}"
+            if stream is None:
+                yield member, "password-protected"
+                continue
+            with stream:
+                task = budget.take(member, stream.read(budget.limits.max_file_bytes + 1))
+            if not is_archive(name) or not isinstance(task, LoadTask):
+                yield task
+            elif depth == _MAX_DEPTH:
+                yield member, f"archives are read to a depth of {_MAX_DEPTH}"
+            else:
+                try:
+                    inner = io.BytesIO(task.read(budget.limits.max_file_bytes))
+                    yield from _members(inner, member, budget, depth=depth + 1)
+                except SourceError as error:
+                    yield member, str(error)
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, tarfile.TarError, EOFError) as error:
+        raise SourceError(f"damaged archive: {error}") from error
+    except (OSError, RuntimeError) as error:
         raise SourceError(f"damaged archive: {error}") from error
     except NotImplementedError as error:
         raise SourceError(f"archive of an unsupported kind: {error}") from error
 
 
-def _zip_members(
-    archive: Path, source: str, limits: Limits
-) -> Iterator[LoadTask | tuple[str, str]]:
-    budget = _Budget(archive, limits)
+def _zip_entries(archive: BinaryIO) -> Iterator[tuple[str, IO[bytes] | None]]:
+    """Names and contents of a zip's documents; None for one that is encrypted."""
     with zipfile.ZipFile(archive) as opened:
         for entry in sorted(opened.infolist(), key=lambda e: e.filename):
-            if entry.is_dir() or not _is_document(entry.filename):
-                continue
-            name = f"{source}{MEMBER}{source_name(entry.filename)}"
-            if entry.flag_bits & 1:
-                yield name, "password-protected"
-                continue
-            with opened.open(entry) as stream:
-                yield budget.take(name, stream.read(limits.max_file_bytes + 1))
+            if not entry.is_dir() and _is_wanted(entry.filename):
+                yield entry.filename, None if entry.flag_bits & 1 else opened.open(entry)
 
 
-def _tar_members(
-    archive: Path, source: str, limits: Limits
-) -> Iterator[LoadTask | tuple[str, str]]:
-    budget = _Budget(archive, limits)
-    with tarfile.open(archive) as opened:
+def _tar_entries(archive: BinaryIO) -> Iterator[tuple[str, IO[bytes] | None]]:
+    """Names and contents of a tar's documents."""
+    with tarfile.open(fileobj=archive) as opened:
         for entry in opened:
-            if not entry.isfile() or not _is_document(entry.name):
-                continue
-            stream = opened.extractfile(entry)
-            if stream is not None:
-                name = f"{source}{MEMBER}{source_name(entry.name)}"
-                yield budget.take(name, stream.read(limits.max_file_bytes + 1))
+            if entry.isfile() and _is_wanted(entry.name):
+                yield entry.name, opened.extractfile(entry)
 
 
-def _is_document(name: str) -> bool:
+def _is_wanted(name: str) -> bool:
     parts = name.replace("\\", "/").split("/")
-    return format_of(name) is not None and not any(part.startswith(".") for part in parts)
+    known = format_of(name) is not None or is_archive(name)
+    return known and not any(part.startswith(".") for part in parts)
 
 
 class _Budget:
-    """Counts what an archive unpacks to."""
+    """Counts what an archive, and those inside it, unpack to."""
 
-    def __init__(self, archive: Path, limits: Limits) -> None:
-        packed = archive.stat().st_size
+    def __init__(self, packed: int, limits: Limits) -> None:
         self._left = max(4 * 1024 * 1024, int(packed * limits.max_expansion))
-        self._limits = limits
+        self.limits = limits
 
     def take(self, name: str, data: bytes) -> LoadTask | tuple[str, str]:
         self._left -= len(data)
         if self._left < 0:
             raise SourceError(
-                f"archive unpacks to more than {self._limits.max_expansion:g} times its size"
+                f"archive unpacks to more than {self.limits.max_expansion:g} times its size"
             )
-        if len(data) > self._limits.max_file_bytes:
-            return name, f"larger than {self._limits.max_file_bytes} bytes"
+        if len(data) > self.limits.max_file_bytes:
+            return name, f"larger than {self.limits.max_file_bytes} bytes"
         return LoadTask(name, data=data)

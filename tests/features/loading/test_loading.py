@@ -119,6 +119,16 @@ def test_spreadsheet_rows_carry_their_column_names() -> None:
     )
 
 
+def test_titles_above_a_spreadsheet_are_not_its_column_names() -> None:
+    book = openpyxl.Workbook()
+    book.active.title = "Stock"
+    for row in (["Stock 2024"], ["in pieces"], [], ["item", "count"], ["bolt", 12], ["note"]):
+        book.active.append(row)
+    assert loaded("a.xlsx", saved(book)).text == (
+        "## Stock\n\nStock 2024\nin pieces\nitem; count\nitem: bolt; count: 12\nitem: note\n\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "data"),
     [
@@ -204,6 +214,27 @@ def test_mail_headers_body_and_attachments() -> None:
     assert "Please send cheese." in found.text
     assert "Attachments: list.zip" in found.text
     assert found.text.count("cheese") == 1
+
+
+def test_attachments_of_a_mail_are_read() -> None:
+    forwarded = email.message.EmailMessage()
+    forwarded["Subject"] = "The old rule"
+    forwarded.set_content("Dogs stay outside.")
+    message = email.message.EmailMessage()
+    message["Subject"] = "Rules"
+    message.set_content("See below.")
+    message.add_attachment(
+        b"keeper;key\nAda;4", maintype="text", subtype="csv", filename="keys.csv"
+    )
+    message.add_attachment(b"broken", maintype="application", subtype="pdf", filename="scan.pdf")
+    message.add_attachment(b"x", maintype="image", subtype="png", filename="dog.png")
+    message.add_attachment(forwarded)
+    text = loaded("a.eml", message.as_bytes()).text
+    assert "Attachments: keys.csv, scan.pdf, dog.png, The old rule.eml" in text
+    assert "# Attachment: keys.csv\n\nkeeper; key\nkeeper: Ada; key: 4" in text
+    assert "# Attachment: scan.pdf\n\n(not read: " in text
+    assert "Dogs stay outside." in text
+    assert text.index("See below.") < text.index("keeper: Ada")
 
 
 def test_notebooks_show_code_in_fences() -> None:
@@ -370,6 +401,28 @@ def test_members_of_archives(tmp_path: Path, name: str) -> None:
     found = {t.source: t.data for t in members(path, name, LIMITS) if isinstance(t, LoadTask)}
     assert found[f"{name}!/guide/a.md"] == b"one"
     assert not any("x.bin" in source or ".git" in source for source in found)
+
+
+def test_archives_in_archives_are_read(tmp_path: Path) -> None:
+    data = archive_with(tmp_path / "4.zip", {"too-deep.md": b"no"}).read_bytes()
+    for name in ("3.tar.gz", "2.zip", "1.zip"):
+        inner = {"below.zip": data, f"{name}.md": name.encode(), "torn.zip": data[:40]}
+        data = archive_with(tmp_path / name, inner).read_bytes()
+    found = list(members(tmp_path / "1.zip", "1.zip", LIMITS))
+    texts = {t.source: t.data for t in found if isinstance(t, LoadTask)}
+    assert texts["1.zip!/below.zip!/2.zip.md"] == b"2.zip"
+    assert texts["1.zip!/below.zip!/below.zip!/3.tar.gz.md"] == b"3.tar.gz"
+    refused = dict(t for t in found if not isinstance(t, LoadTask))
+    assert "damaged" in refused["1.zip!/torn.zip"]
+    assert "depth" in refused["1.zip!/below.zip!/below.zip!/below.zip"]
+    assert len(texts) == 3
+
+
+def test_a_bomb_inside_an_archive_is_refused(tmp_path: Path) -> None:
+    bomb = archive_with(tmp_path / "b.zip", {f"{n}.md": b"0" * 3_000_000 for n in range(9)})
+    path = archive_with(tmp_path / "a.zip", {"b.zip": bomb.read_bytes(), "z.md": b"text"})
+    with pytest.raises(SourceError, match="unpacks to more"):
+        list(members(path, "a.zip", Limits(max_expansion=2.0)))
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])

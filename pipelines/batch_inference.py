@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -467,36 +467,32 @@ def read_input(path: Path) -> list[Asked]:
     Raises:
         SourceError: If it cannot be read.
     """
+    from rag_fti.evaluation.questions import question_ids, read_questions, read_rows
+
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".ndjson", ".json"):
-        from rag_fti.evaluation.questions import read_questions
-
         return [Asked(q.id, q.question) for q in read_questions(path)]
+    rows: list[Mapping[str, Any]]
     try:
-        rows = [
-            (str(row.get("id") or ""), str(row["question"]).strip()) for row in _rows(path, suffix)
-        ]
+        if suffix in (".csv", ".tsv"):
+            rows = [row for _, row in read_rows(path)]
+        elif suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            rows = pq.read_table(path).to_pylist()
+        else:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            rows = [{"question": line} for line in lines]
+        given = [(str(row.get("id") or ""), str(row["question"] or "").strip()) for row in rows]
     except (OSError, UnicodeDecodeError, ValueError, KeyError) as error:
+        what = f"no column {error}" if isinstance(error, KeyError) else error
         raise SourceError(
-            f"Cannot read the questions in {path}: {error}.",
+            f"Cannot read the questions in {path}: {what}.",
             next_step="Give JSONL, CSV or Parquet with a column question, or text lines.",
         ) from error
-    return [
-        Asked(name or ids.content_id("question", text)[:12], text) for name, text in rows if text
-    ]
-
-
-def _rows(path: Path, suffix: str) -> Iterator[Mapping[str, Any]]:
-    if suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        yield from pq.read_table(path).to_pylist()
-    elif suffix in (".csv", ".tsv"):
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            yield from csv.DictReader(stream, delimiter="\t" if suffix == ".tsv" else ",")
-    else:
-        for line in path.read_text(encoding="utf-8-sig").splitlines():
-            yield {"question": line}
+    asked = [(own, text) for own, text in given if text]
+    names = question_ids(asked)
+    return [Asked(name, text) for name, (_, text) in zip(names, asked, strict=True)]
 
 
 def write_output(output: Path, predictions: Sequence[Mapping[str, Any]]) -> None:

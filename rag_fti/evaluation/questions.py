@@ -1,9 +1,10 @@
 """Question files: JSONL or CSV of questions with accepted answers and where they are found.
 
 A JSONL line is ``{"id", "question", "answers": [..], "spans": [{"source", "start", "end"} or
-{"source", "text"}], "held_out", "answerable"}``; all but ``question`` may be left out. A CSV file
-has the columns ``question`` and ``answer`` (or ``answers``, separated by ``|``), and may have
-``id``, ``source``, ``span`` (verbatim text), ``held_out`` and ``answerable``.
+{"source", "text"}], "held_out", "answerable"}``; all but ``question`` may be left out, and a
+single accepted answer may stand as a text under ``answer``. A CSV file has the columns
+``question`` and ``answer`` (or ``answers``, separated by ``|``), and may have ``id``, ``source``,
+``span`` (verbatim text), ``held_out`` and ``answerable``; commas, semicolons or tabs separate.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -38,30 +40,88 @@ def read_questions(path: Path) -> list[Question]:
     Raises:
         SourceError: If the file cannot be read or a line is wrong; says which.
     """
+    if path.suffix.lower() in (".csv", ".tsv"):
+        questions = _from_csv(path)
+    else:
+        questions = [
+            _parse(path, number, line)
+            # Not splitlines: JSON strings may hold other line ends, such as U+2028.
+            for number, line in enumerate(_read(path).split("\n"), start=1)
+            if line.strip()
+        ]
+    names = question_ids([(q.id, q.question) for q in questions])
+    repeated = [name for name, n in Counter(names).items() if n > 1]
+    if repeated:
+        text = next(q.question for q in questions if q.id == repeated[0])
+        raise SourceError(
+            f"{path} uses the id {repeated[0]!r} more than once, first for {text!r}.",
+            next_step="Give each question its own id, or none.",
+        )
+    return [replace(q, id=name) for q, name in zip(questions, names, strict=True)]
+
+
+def question_ids(given: Sequence[tuple[str, str]]) -> list[str]:
+    """Ids of questions: their own, else one made from the text, numbered where it is repeated.
+
+    Args:
+        given: Own id, empty for none, and text of each question.
+    """
+    made: Counter[str] = Counter()
+    names = []
+    for own, text in given:
+        name = own
+        if not own:
+            name = ids.content_id("question", text)[:12]
+            made[name] += 1
+            name += f"-{made[name]}" if made[name] > 1 else ""
+        names.append(name)
+    return names
+
+
+def read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Rows of a CSV or TSV file with a column ``question``, with the numbers of their lines.
+
+    Column names are in lower case. The separator is the one that gives such a column.
+
+    Raises:
+        SourceError: If the file cannot be read, is no CSV or has no such column.
+    """
+    text = _read(path)
+    separators = "\t" if path.suffix.lower() == ".tsv" else ",;\t"
+    for separator in separators:
+        reader = csv.reader(io.StringIO(text), delimiter=separator)
+        try:
+            header = [name.strip().lower() for name in next(reader, [])]
+            if "question" not in header:
+                continue
+            rows = [(reader.line_num, row) for row in reader if row]
+        except csv.Error as error:
+            raise SourceError(
+                f"{path}, line {reader.line_num}: not CSV ({error}).",
+                next_step="Repair that line, or give the questions as JSON lines.",
+            ) from error
+        for line, row in rows:
+            if any(cell.strip() for cell in row[len(header) :]):
+                raise SourceError(
+                    f"{path}, line {line}: {len(row)} cells under {len(header)} columns.",
+                    next_step=f"Put texts that hold {separator!r} into double quotes.",
+                )
+        return [(line, dict(zip(header, row, strict=False))) for line, row in rows]
+    columns = ", ".join(next(csv.reader(io.StringIO(text)), [])) or "(none)"
+    raise SourceError(
+        f"{path} has the columns {columns}, but none is called question.",
+        next_step="Name the columns in the first line.",
+    )
+
+
+def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(
             f"Cannot read the question file {path}: {error}.",
             next_step="Give a UTF-8 file of JSON lines or CSV.",
         ) from error
-    if path.suffix.lower() in (".csv", ".tsv"):
-        questions = _from_csv(path, text)
-    else:
-        questions = [
-            _parse(path, number, line)
-            # Not splitlines: JSON strings may hold other line ends, such as U+2028.
-            for number, line in enumerate(text.split("\n"), start=1)
-            if line.strip()
-        ]
-    repeated = [name for name, n in Counter(q.id for q in questions).items() if n > 1]
-    if repeated:
-        text = next(q.question for q in questions if q.id == repeated[0])
-        raise SourceError(
-            f"{path} uses the id {repeated[0]!r} more than once, first for {text!r}.",
-            next_step="Give each question its own id; without ids, ask each question once.",
-        )
-    return questions
 
 
 def same_source(one: str, other: str) -> bool:
@@ -159,7 +219,7 @@ def _question(path: Path, number: int, value: Any) -> Question:
     text = value.get("question")
     if not isinstance(text, str) or not text.strip():
         raise wrong("'question' must be a text that is not empty")
-    answers = value.get("answers", [])
+    answers = value.get("answers", [value["answer"]] if value.get("answer") else [])
     if not isinstance(answers, list) or not all(isinstance(a, str) and a for a in answers):
         raise wrong("'answers' must be a list of texts")
     spans = value.get("spans", [])
@@ -169,7 +229,7 @@ def _question(path: Path, number: int, value: Any) -> Question:
         if not isinstance(value.get(flag, False), bool):
             raise wrong(f"{flag!r} must be true or false")
     return Question(
-        id=str(value.get("id") or ids.content_id("question", text)[:12]),
+        id=str(value.get("id") or ""),
         question=text.strip(),
         answers=tuple(answers),
         spans=tuple(spans),
@@ -187,20 +247,11 @@ def _valid_span(span: Any) -> bool:
     return isinstance(start, int) and isinstance(end, int) and 0 <= start < end
 
 
-def _from_csv(path: Path, text: str) -> list[Question]:
-    reader = csv.DictReader(
-        io.StringIO(text), delimiter="\t" if path.suffix.lower() == ".tsv" else ","
-    )
-    try:
-        columns, rows = reader.fieldnames or [], [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
+def _from_csv(path: Path) -> list[Question]:
+    rows = read_rows(path)
+    if rows and not {"answer", "answers"} & set(rows[0][1]):
         raise SourceError(
-            f"{path}, line {reader.line_num + 1}: not CSV ({error}).",
-            next_step="Repair that line, or give the questions as JSON lines.",
-        ) from error
-    if "question" not in columns or not {"answer", "answers"} & set(columns):
-        raise SourceError(
-            f"{path} has the columns {', '.join(columns) or '(none)'}.",
+            f"{path} has the columns {', '.join(rows[0][1])}.",
             next_step="The first line must name at least question and answer.",
         )
     questions = []

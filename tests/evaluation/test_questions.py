@@ -67,6 +67,33 @@ def test_repeated_ids_and_missing_files_are_errors(tmp_path: Path) -> None:
         read_questions(path)
 
 
+def test_a_question_asked_twice_without_ids_is_two_questions(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"question": "x"}\n{"question": "y"}\n{"question": "x"}\n')
+    first, _, again = read_questions(path)
+    assert again.id == f"{first.id}-2"
+
+
+def test_an_answer_may_be_one_text(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"question": "x", "answer": "Ada"}\n')
+    assert read_questions(path)[0].answers == ("Ada",)
+
+
+def test_tables_of_other_separators_and_capital_letters(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text("Question;Answer\nHow much, in euros?;2,50\n", encoding="utf-8-sig")
+    (question,) = read_questions(path)
+    assert (question.question, question.answers) == ("How much, in euros?", ("2,50",))
+
+
+def test_a_comma_that_makes_a_cell_too_many_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text("question,answer\nWhen?,now\nWhat, then?,this\n")
+    with pytest.raises(SourceError, match="line 3: 3 cells under 2 columns"):
+        read_questions(path)
+
+
 def test_sources_match_by_whole_path_components() -> None:
     assert same_source("corpus/a.md", "data/sample/corpus/a.md")
     assert same_source("/x/corpus/a.md", "./corpus/a.md")

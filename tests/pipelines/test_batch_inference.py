@@ -176,6 +176,14 @@ def test_inputs_and_outputs_of_every_kind(answer: Answerer, tmp_path: Path, suff
         assert pq.read_table(tmp_path / output)["question"].to_pylist() == QUESTIONS
 
 
+def test_the_same_line_twice_is_answered_twice(answer: Answerer, tmp_path: Path) -> None:
+    source = tmp_path / "in.txt"
+    source.write_text("\n".join([QUESTIONS[0], QUESTIONS[1], QUESTIONS[0]]), encoding="utf-8")
+    assert answer(source=source).questions == 3
+    first, _, again = lines_of(tmp_path / "out.jsonl")
+    assert (first["answer"], again["question_id"]) == (again["answer"], f"{first['question_id']}-2")
+
+
 def test_bad_inputs_are_refused_before_anything_is_computed(
     answer: Answerer, tmp_path: Path, settings: Settings
 ) -> None:

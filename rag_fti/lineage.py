@@ -164,14 +164,20 @@ def _trace_answer(identifier: str, stores: Stores) -> dict[str, Any] | None:
 
 
 def _trace_document(identifier: str, stores: Stores) -> dict[str, Any] | None:
-    columns = ["document_id", "collection", "source", "title", "version", "ingested_at", "run_id"]
-    table = stores.features.documents(columns=columns)
-    matches = pc.or_(
-        pc.equal(table["document_id"], identifier), pc.equal(table["source"], identifier)
-    )
-    rows = table.filter(matches).to_pylist()
+    columns = ["document_id", "collection", "source", "sources", "title", "version", "run_id"]
+    literal = _sql_string(identifier)
+    rows = stores.features.documents(
+        where=f"document_id = {literal} OR array_has(sources, {literal})",
+        columns=[*columns, "ingested_at"],
+    ).to_pylist()
     if not rows:
         return None
+    if len(rows) > 1:
+        places = ", ".join(f"{row['document_id']} ({row['collection']})" for row in rows)
+        raise RagFtiError(
+            f"{identifier!r} is a document of {len(rows)} collections.",
+            next_step=f"Give one of their ids: {places}.",
+        )
     row = rows[0]
     own = stores.features.chunks(
         where=f"document_id = {_sql_string(row['document_id'])}", columns=["chunk_id"]
@@ -179,7 +185,7 @@ def _trace_document(identifier: str, stores: Stores) -> dict[str, Any] | None:
     return {
         "kind": "document",
         "id": row["document_id"],
-        **{name: row[name] for name in ("collection", "source", "title", "version", "run_id")},
+        **{name: row[name] for name in columns[1:]},
         "ingested_at": row["ingested_at"].isoformat(),
         "chunks": own["chunk_id"].to_pylist(),
         "went_into": tainted_by([row["document_id"]], stores=stores).to_dict(),

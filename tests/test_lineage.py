@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from rag_fti import ids, schemas
-from rag_fti.errors import RagFtiError
+from rag_fti.errors import RagFtiError, SourceError
 from rag_fti.feature_store import FeatureStore
+from rag_fti.features.deletion import find_documents
 from rag_fti.lineage import Stores, dataset_manifests, tainted_by, trace
 from rag_fti.registry import Registry
 from tests.inference.corpus import CORPUS, fill
@@ -122,6 +123,25 @@ def test_a_document_is_found_by_id_and_by_source(stores: Stores) -> None:
     chunk = trace(by_source["chunks"][0], stores=stores)
     assert chunk["kind"] == "chunk"
     assert chunk["went_into"] == by_source["went_into"]
+
+
+def test_a_document_is_found_by_each_of_its_sources(stores: Stores) -> None:
+    row = stores.features.documents(where=f"document_id = '{KEYS}'")
+    sources = pa.array([["guide/keys.md", "copies/keys.md"]], row.schema.field("sources").type)
+    position = row.schema.get_field_index("sources")
+    row = row.set_column(position, row.schema.field("sources"), sources)
+    stores.features.write_documents(row, stores.features.chunks(where="false"))
+    assert trace("copies/keys.md", stores=stores)["id"] == KEYS
+    assert list(find_documents(stores.features, ["./copies//keys.md"])) == [KEYS]
+    with pytest.raises(SourceError, match=r"There is: copies/keys\.md, guide/keys\.md"):
+        find_documents(stores.features, ["keys.md"])
+
+
+def test_a_source_of_two_collections_is_not_guessed(stores: Stores) -> None:
+    fill(stores.features, {"guide/keys.md": CORPUS["guide/keys.md"]}, collection="annex")
+    with pytest.raises(RagFtiError, match="2 collections") as caught:
+        trace("guide/keys.md", stores=stores)
+    assert KEYS in caught.value.next_step
 
 
 def test_dataset_and_model_point_at_each_other(stores: Stores) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from rag_fti.errors import ContractViolation, SourceError
 from rag_fti.feature_store import FeatureStore, sql_in
+from rag_fti.features.loading.sources import source_name
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,18 @@ def find_documents(
     for row in rows:
         for name in (row["document_id"], *row["sources"]):
             by_name.setdefault(name, set()).add(row["document_id"])
-    missing = [name for name in names if name not in by_name]
-    if missing:
-        raise SourceError(
-            f"No document {missing[0]!r} in {store.uri}.",
-            next_step="Name a document by its id or by its source as ingested.",
-        )
-    wanted = {document_id for name in names for document_id in by_name[name]}
+    wanted: set[str] = set()
+    for name in names:
+        known = name if name in by_name else source_name(name)
+        if known not in by_name:
+            last = PurePosixPath(known).name
+            alike = [other for other in by_name if PurePosixPath(other).name == last]
+            hint = f" There is: {', '.join(sorted(alike)[:3])}." if alike else ""
+            raise SourceError(
+                f"No document {name!r} in {store.uri}.",
+                next_step=f"Name a document by its id or by its source as ingested.{hint}",
+            )
+        wanted |= by_name[known]
     return {r["document_id"]: r["sources"] for r in rows if r["document_id"] in wanted}
 
 

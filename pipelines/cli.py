@@ -5,9 +5,11 @@ from __future__ import annotations
 import typer
 
 from pipelines.commands import datasets, features, inference, operations, training
+from pipelines.commands.json_errors import JsonErrorsGroup
 
 app = typer.Typer(
     name="rag-fti",
+    cls=JsonErrorsGroup,
     help="Feature, training and inference pipelines for retrieval-augmented LLMs.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -100,6 +100,14 @@ def run_command(
         )
         _print_error(refused, as_json=as_json, cause=error)
         raise typer.Exit(refused.exit_code) from error
+    except Exception as error:
+        if as_json:  # the trace goes to stderr; scripts still get their one object
+            fault = RagFtiError(
+                f"{type(error).__name__}: {error}",
+                next_step="This is a fault of the program; the trace on stderr says where.",
+            )
+            _print_error(fault, as_json=True, cause=error)
+        raise
     if as_json:
         sys.stdout.write(json.dumps(summary, ensure_ascii=False) + "\n")
     else:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pipelines.cli import app
-from pipelines.commands.options import split_overrides
+from pipelines.commands.options import run_command, split_overrides
 
 
 @pytest.fixture
@@ -65,6 +65,24 @@ def test_an_error_as_json_is_one_object_on_stdout(invoke: object) -> None:
     assert result.exit_code == 1
     error = json.loads(result.stdout)["error"]
     assert set(error) == {"type", "message", "next_step"}
+
+
+@pytest.mark.parametrize(
+    "words", [["bake"], ["status", "--colour"], ["search", "x", "-k", "many"], ["train", "bundel"]]
+)
+def test_wrong_usage_as_json_is_one_object_on_stdout(invoke: object, words: list[str]) -> None:
+    result: Result = invoke(*words, "--json")  # type: ignore[operator]
+    assert result.exit_code == 2
+    assert json.loads(result.stdout)["error"]["type"] == "UsageError"
+    assert result.stderr == ""
+
+
+def test_a_fault_of_the_program_as_json_is_one_object_and_a_trace(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda _: {"x": 1 / 0}, as_json=True, render=str)
+    assert "ZeroDivisionError" in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
 def test_a_place_that_cannot_be_written_is_one_clear_message(

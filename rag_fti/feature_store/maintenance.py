@@ -50,7 +50,7 @@ def purge(tables: Tables, name: str) -> None:
     """Rewrite files that hold deleted rows and remove every untagged older version.
 
     On a local store the lock keeps other writers out, so that files of no version at all (left
-    by a crash) go too.
+    by a crash) go too. Readers go on: each commit leaves the rows as they are.
     """
     table = tables.get(name)
     with tables.locked() as alone:

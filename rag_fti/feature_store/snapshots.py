@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rag_fti.errors import SnapshotNotFound, StoreError
 from rag_fti.feature_store.tables import Tables, mapped_errors
 
 _ID = re.compile(r"^d(\d+)c(\d+)$")
-_WAIT_SECONDS = 2.0
 _TABLES = ("documents", "chunks")
 
 
@@ -18,11 +19,21 @@ def current(tables: Tables) -> str:
     Raises:
         StoreError: If nothing was ever ingested.
     """
+    for name in _TABLES:
+        tables.get(name)
+    return tables.settled(lambda: _newest(tables))
+
+
+@contextmanager
+def changing(tables: Tables) -> Iterator[None]:
+    """Commit to both tables while readers go on seeing the state before."""
+    with tables.locked(before=lambda: _newest(tables)):
+        yield
+
+
+def _newest(tables: Tables) -> str:
     documents, chunks = (tables.get(name) for name in _TABLES)
-    with (
-        tables.locked(shared=True, timeout=_WAIT_SECONDS),
-        mapped_errors("read the store's version"),
-    ):
+    with mapped_errors("read the store's version"):
         return f"d{documents.version}c{chunks.version}"
 
 

@@ -409,7 +409,7 @@ class FeatureStore:
         """
         chunk_table = self._tables.get("chunks")
         document_table = self._tables.get("documents")
-        with self._tables.locked(), mapped_errors("write documents"):
+        with snapshots.changing(self._tables), mapped_errors("write documents"):
             if chunks.num_rows:
                 merge = (
                     chunk_table.merge_insert("chunk_id")
@@ -453,7 +453,7 @@ class FeatureStore:
         removed = 0
         for batch in lookup_batches(document_ids):
             where = sql_in("document_id", batch)
-            with self._tables.locked(), mapped_errors("delete documents"):
+            with snapshots.changing(self._tables), mapped_errors("delete documents"):
                 removed += int(chunk_table.count_rows(where))
                 chunk_table.delete(where)
                 document_table.delete(where)

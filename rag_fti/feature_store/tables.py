@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ without it both would insert."""
 _KEYS = {"documents": "document_id", "chunks": "chunk_id"}
 _FOREIGN_ERRORS = (ValueError, RuntimeError, OSError, pa.ArrowException)
 _MAX_CHECKED_OUT = 8
+_STATE_BYTES = 64
 _INDEX_CACHE_BYTES = 1024**3
 _METADATA_CACHE_BYTES = 64 * 1024**2
 """Lance keeps what it read of every version until its caches are full, by default 6 and 1 GB: a
@@ -184,7 +185,9 @@ class Tables:
             self._checked_out.clear()
 
     @contextlib.contextmanager
-    def locked(self, *, shared: bool = False, timeout: float | None = None) -> Iterator[bool]:
+    def locked(
+        self, *, shared: bool = False, before: Callable[[], str] | None = None
+    ) -> Iterator[bool]:
         """Hold the store's lock between processes of this machine.
 
         Writers hold it while they commit to two tables, so that who holds it sees both or
@@ -193,38 +196,65 @@ class Tables:
 
         Args:
             shared: Lock as a reader.
-            timeout: Seconds to wait, None for ever.
+            before: Names the state that :meth:`settled` answers with meanwhile. None where the
+                commits change no row, so that readers may see each as it comes.
 
         Yields:
             Whether the lock is held.
         """
-        if not self.is_local or not Path(self.uri).is_dir():
+        handle = self._lock_file()
+        if handle is None:
+            if not shared and self.is_local and Path(self.uri).is_dir():
+                raise StoreError(f"Cannot lock {self.uri} for writing: it is not writable.")
             yield False
             return
         try:
-            handle = os.open(Path(self.uri) / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            if not shared:
-                raise StoreError(f"Cannot lock {self.uri} for writing: {error}") from error
-            yield False  # a read-only mount has no writers here
-            return
-        try:
-            yield _acquire(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, timeout)
+            fcntl.flock(handle, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+            if shared:
+                yield True
+                return
+            os.ftruncate(handle, 0)  # what a killed writer wrote
+            if before is not None:
+                os.pwrite(handle, before().encode(), 0)
+            try:
+                yield True
+            finally:
+                os.ftruncate(handle, 0)
         finally:
             os.close(handle)
 
+    def settled(self, state: Callable[[], str]) -> str:
+        """What ``state`` returns when no writer is between its two commits; waits for none.
 
-def _acquire(handle: int, kind: int, timeout: float | None) -> bool:
-    if timeout is None:
-        fcntl.flock(handle, kind)
-        return True
-    deadline = time.monotonic() + timeout
-    while True:
+        While a writer is at work that is the state it began with, which it wrote into the lock
+        file before its first commit.
+        """
+        handle = self._lock_file()
+        if handle is None:
+            return state()
         try:
-            fcntl.flock(handle, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.005)
-        else:
-            return True
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    found = state()
+                    if begun := os.pread(handle, _STATE_BYTES, 0).decode():
+                        return begun
+                    # Nothing was committed between the two looks.
+                    if state() == found:
+                        return found
+                else:
+                    return state()
+        finally:
+            os.close(handle)
+
+    def _lock_file(self) -> int | None:
+        """A handle of the lock file; None for an object store or a read-only mount."""
+        if not self.is_local or not Path(self.uri).is_dir():
+            return None
+        try:
+            return os.open(Path(self.uri) / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise StoreError(f"Cannot open the lock of {self.uri}: {error}") from error
+            return None

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import threading
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -260,3 +262,35 @@ def test_concurrent_writers_of_the_same_documents_make_no_duplicates(
     assert failures == []
     assert store.documents().num_rows == 5
     assert store.chunks().num_rows == 9
+
+
+def test_who_asks_for_the_newest_state_waits_for_no_writer(store: FeatureStore, put: Put) -> None:
+    put("a.md", ["red."])
+    before = store.snapshot()
+    with Path(store.uri, ".lock").open("r+") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # a purge that works for minutes
+        started = time.monotonic()
+        assert store.snapshot() == before
+        assert time.monotonic() - started < 1
+    put("b.md", ["blue."])
+    Path(store.uri, ".lock").write_text(before)  # a writer that was killed at work
+    assert store.snapshot() != before
+
+
+def test_a_state_named_while_others_write_is_whole(store: FeatureStore, put: Put) -> None:
+    put("0.md", ["text"])
+    others = FeatureStore.open(store.uri)
+
+    def write() -> None:
+        for number in range(20):
+            put(f"{number % 3}.md", [f"text {number} a ", f"text {number} b"])
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    named: list[str] = []
+    while thread.is_alive():
+        named.append(others.snapshot())
+    thread.join()
+    assert len(set(named)) > 1
+    assert all(others.incomplete_documents(at=at) == frozenset() for at in set(named))
+    assert named == sorted(named, key=lambda at: [int(part) for part in at[1:].split("c")])

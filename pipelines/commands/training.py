@@ -248,10 +248,13 @@ def models_gc(
     overrides: Overrides = None,
     config: ConfigFiles = None,
     keep_last: Annotated[int, typer.Option(help="Newest versions to keep.", min=0)] = 3,
+    min_age_hours: Annotated[
+        float, typer.Option(help="Age in hours up to which a version stays in any case.", min=0)
+    ] = 1.0,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Remove versions that no alias, rollback or logged answer refers to."""
+    """Remove older versions that no alias, rollback or logged answer refers to."""
 
     def work(_: Progress) -> Mapping[str, Any]:
         from rag_fti.feature_store import FeatureStore
@@ -265,7 +268,13 @@ def models_gc(
             for model in store.rows(table, columns=["model"])["model"].unique().to_pylist()
         }
         found = [
-            registry.gc(name, keep_last=keep_last, referenced=referenced, dry_run=dry_run)
+            registry.gc(
+                name,
+                keep_last=keep_last,
+                referenced=referenced,
+                dry_run=dry_run,
+                min_age_seconds=3600 * min_age_hours,
+            )
             for name in registry.names()
         ]
         return {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import getpass
 import json
+import math
 import os
 import re
 import shutil
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ _TRASH = ".trash"
 _RETIRED = "retired"
 _URI = re.compile(r"^[a-z][a-z0-9+.-]*://")
 _STALE_SECONDS = 24 * 3600.0
+_MIN_AGE_SECONDS = 3600.0
+"""Age up to which garbage collection keeps a version."""
 
 
 @dataclass(frozen=True)
@@ -353,13 +357,15 @@ class Registry:
         referenced: Collection[str] = (),
         rollback_aliases: Collection[str] = ("champion",),
         dry_run: bool = False,
+        min_age_seconds: float = _MIN_AGE_SECONDS,
         stale_seconds: float = _STALE_SECONDS,
     ) -> Garbage:
         """Remove versions that nothing refers to, and leftovers of crashed publishers.
 
-        Kept are: the newest ``keep_last``, every version an alias points at, every version
-        that ``rollback_aliases`` can be rolled back to, and ``referenced``. A removed number is
-        never given out again, and its manifest stays under ``retired/`` for lineage.
+        Kept are: the newest ``keep_last``, those younger than ``min_age_seconds``, every version
+        an alias points at, every version that ``rollback_aliases`` can be rolled back to, and
+        ``referenced``. A removed number is never given out again, and its manifest stays under
+        ``retired/`` for lineage.
 
         Args:
             name: Model name.
@@ -368,6 +374,8 @@ class Registry:
                 predictions).
             rollback_aliases: Aliases whose whole rollback path is kept.
             dry_run: Only say what would go.
+            min_age_seconds: Age up to which a version stays in any case: whoever published it
+                has yet to point an alias at it.
             stale_seconds: Age from which an unfinished publication counts as abandoned.
         """
         model = self._model(name)
@@ -378,12 +386,18 @@ class Registry:
             keep.update(alias_log.targets(history).values())
             for alias in rollback_aliases:
                 keep.update(alias_log.stack(history, alias))
-            doomed = [n for n in numbers if n not in keep and f"{name}@{n}" not in referenced]
+            doomed = [
+                version.version
+                for version in self.versions(name)
+                if version.version not in keep
+                and version.ref not in referenced
+                and _age_seconds(version) >= min_age_seconds
+            ]
             leftovers = [
                 path
                 for hidden in (_STAGING, _TRASH)
                 for path in sorted((model / hidden).glob("*"))
-                if time.time() - path.stat().st_mtime >= stale_seconds
+                if _unchanged_seconds(path) >= stale_seconds
             ]
             if not dry_run:
                 for number in doomed:
@@ -438,6 +452,18 @@ class Registry:
         if retired.is_dir():
             used += [int(p.stem) for p in retired.glob("*.json") if p.stem.isdecimal()]
         return max(used, default=0) + 1
+
+
+def _unchanged_seconds(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:  # its publisher has just moved it into place
+        return -math.inf
+
+
+def _age_seconds(version: ModelVersion) -> float:
+    created = datetime.fromisoformat(str(version.manifest["created_at"]))
+    return (datetime.now(UTC) - created).total_seconds()
 
 
 def user_name() -> str:

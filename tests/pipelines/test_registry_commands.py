@@ -66,10 +66,12 @@ def test_models_are_listed_shown_and_moved(registry: Registry, tmp_path: Path) -
 
 
 def test_gc_shows_before_it_removes(registry: Registry) -> None:
-    plan = call("models", "gc", "--keep-last", "1", "--dry-run")
+    assert call("models", "gc", "--keep-last", "0")["removed"] == []  # all are of this hour
+    old = ("--keep-last", "1", "--min-age-hours", "0")
+    plan = call("models", "gc", *old, "--dry-run")
     assert plan["removed"] == [f"assistant@{n}" for n in range(1, 5)]
     assert len(registry.versions("assistant")) == 5
-    assert call("models", "gc", "--keep-last", "1")["removed"] == plan["removed"]
+    assert call("models", "gc", *old)["removed"] == plan["removed"]
     assert [v.version for v in registry.versions("assistant")] == [5]
 
 

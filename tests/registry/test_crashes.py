@@ -52,7 +52,7 @@ def perform(registry: Registry, operation: str, files: Path, choice: random.Rand
         with suppress(ModelNotFound):
             registry.rollback("m", who="w")
     elif operation == "gc" and numbers:
-        registry.gc("m", keep_last=1, stale_seconds=3600)
+        registry.gc("m", keep_last=1, min_age_seconds=0, stale_seconds=3600)
 
 
 def crash_in_child(root: Path, operation: str, files: Path, seed: int, step: int) -> bool:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import threading
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -197,18 +199,46 @@ def test_gc_keeps_what_is_referenced_and_never_reuses_a_number(
     registry.set_alias("m", "challenger", 4, why="w")
     abandoned = registry.root / "m/.staging/123-dead"
     abandoned.mkdir()
-    plan = registry.gc("m", keep_last=1, referenced={"m@6"}, dry_run=True, stale_seconds=0)
+    plan = registry.gc(
+        "m", keep_last=1, referenced={"m@6"}, dry_run=True, min_age_seconds=0, stale_seconds=0
+    )
     assert plan.versions == ("m@2", "m@5", "m@7") and plan.leftovers == 1
     assert len(registry.versions("m")) == 8
-    assert registry.gc("m", keep_last=1, referenced={"m@6"}, stale_seconds=0) == plan
+    done = registry.gc("m", keep_last=1, referenced={"m@6"}, min_age_seconds=0, stale_seconds=0)
+    assert done == plan
     assert [v.version for v in registry.versions("m")] == [1, 3, 4, 6, 8]
     assert registry.rollback("m").to_version == 1
-    registry.gc("m", keep_last=0, referenced=())
+    registry.gc("m", keep_last=0, min_age_seconds=0)
     assert 8 not in [v.version for v in registry.versions("m")]
     assert registry.publish("m", files, {}).version == 9
     assert registry.retired("m")[8]["version"] == 8
     with pytest.raises(ModelNotFound, match="removed by gc"):
         registry.version("m", 8)
+
+
+def test_gc_leaves_what_was_just_published_to_whoever_points_an_alias_at_it(
+    registry: Registry, tmp_path: Path
+) -> None:
+    files = staged(tmp_path / "f")
+    stop = threading.Event()
+    collected: list[str] = []
+
+    def collect() -> None:
+        while not stop.is_set():
+            collected.extend(registry.gc("m", keep_last=0).versions)
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    for _ in range(10):
+        version = registry.publish("m", files, {})
+        time.sleep(0.02)
+        registry.set_alias("m", "challenger", version.version, why="trained")
+    stop.set()
+    thread.join()
+    assert collected == []
+    assert registry.gc("m", keep_last=0, min_age_seconds=0).versions == tuple(
+        f"m@{number}" for number in range(1, 10)
+    )
 
 
 def test_object_store_uris_are_refused_with_advice() -> None:

@@ -26,8 +26,7 @@ logger = logging.getLogger(__name__)
 DEFAULT = ""
 """The name under which the configured model is kept."""
 
-_RETRY_SECONDS = 30.0
-"""How long a version that could not be loaded is left alone."""
+_MOST_RETRY_SECONDS = 600.0
 
 Opener = Callable[[Settings, str], ServedModel]
 
@@ -44,10 +43,17 @@ class _Loaded:
 class Failure:
     """Why a name does not answer with the version it should."""
 
-    reference: str
     reason: str
-    at: float
-    """Monotonic seconds."""
+
+
+@dataclass(frozen=True)
+class _Unloadable:
+    """A version that could not be loaded."""
+
+    error: RagFtiError
+    attempts: int
+    retry_at: float
+    """Monotonic seconds until which it is left alone."""
 
 
 class ModelPool:
@@ -63,6 +69,9 @@ class ModelPool:
         retriever: Shared by all models.
         opener: Loads a model by reference.
         max_loaded: Most models kept in memory.
+        retry_seconds: How long a version that could not be loaded is left alone, with the error
+            it failed with as the answer; twice as long after each further failure, up to 10
+            minutes.
     """
 
     def __init__(
@@ -72,16 +81,19 @@ class ModelPool:
         retriever: Retriever,
         opener: Opener = open_model,
         max_loaded: int = 3,
+        retry_seconds: float = 30.0,
     ) -> None:
         self._settings = settings
         self._retriever = retriever
         self._opener = opener
         self._max_loaded = max_loaded
+        self._retry_seconds = retry_seconds
         self._lock = threading.Lock()
         self._loading = threading.Lock()
         self._loaded: dict[str, _Loaded] = {}
         self._names: dict[str, str] = {}
         self._failures: dict[str, Failure] = {}
+        self._unloadable: dict[str, _Unloadable] = {}
 
     def load_default(self) -> str:
         """Load the configured model; returns its name.
@@ -122,24 +134,20 @@ class ModelPool:
                     )
             except ModelNotFound as error:
                 if name == DEFAULT:
-                    self._fail(name, current, error)
+                    self._fail(name, error)
                 else:
                     self._forget(name)
                 continue
             except RagFtiError as error:
-                self._fail(name, current, error)
+                self._fail(name, error)
                 continue
             if wanted == current:
                 self._check_current(name, wanted)
                 continue
-            failure = self._failures.get(name)
-            recent = failure is not None and time.monotonic() - failure.at < _RETRY_SECONDS
-            if failure is not None and recent and failure.reference == wanted:
-                continue
             try:
                 self._give_back(self._switch(name, wanted))
             except RagFtiError as error:
-                self._fail(name, wanted, error)
+                self._fail(name, error)
 
     def failures(self) -> Mapping[str, Failure]:
         """Names that do not answer with the version they should, and why."""
@@ -247,15 +255,7 @@ class ModelPool:
                 if loaded is not None:
                     loaded.users += 1
             if loaded is None:
-                started = time.monotonic()
-                served = self._opener(self._settings, self._opener_reference(name, reference))
-                try:
-                    engine = assemble(self._settings, retriever=self._retriever, served=served)
-                except RagFtiError:
-                    served.close()
-                    raise
-                logger.info("%s is loaded (%.1f s)", engine.model, time.monotonic() - started)
-                loaded = _Loaded(engine, users=1)
+                loaded = _Loaded(self._load(name, reference), users=1)
             with self._lock:
                 # It may have been retired since it was looked up; being used, it is not closed.
                 self._loaded[reference] = loaded
@@ -267,6 +267,33 @@ class ModelPool:
         for item in unused:
             item.engine.served.close()
         return loaded
+
+    def _load(self, name: str, reference: str) -> Engine:
+        """A version's engine; one that failed a short while ago is not tried.
+
+        Raises:
+            RagFtiError: If it cannot be used, now or then.
+        """
+        known = self._unloadable.get(reference)
+        started = time.monotonic()
+        if known is not None and started < known.retry_at:
+            raise _anew(known.error, reference)
+        try:
+            served = self._opener(self._settings, self._opener_reference(name, reference))
+            try:
+                engine = assemble(self._settings, retriever=self._retriever, served=served)
+            except BaseException:
+                served.close()
+                raise
+        except Exception as error:
+            failure = _anew(error, reference)
+            attempts = known.attempts + 1 if known is not None else 1
+            pause = min(self._retry_seconds * 2 ** (attempts - 1), _MOST_RETRY_SECONDS)
+            self._unloadable[reference] = _Unloadable(failure, attempts, time.monotonic() + pause)
+            raise _anew(failure, reference) from error
+        self._unloadable.pop(reference, None)
+        logger.info("%s is loaded (%.1f s)", engine.model, time.monotonic() - started)
+        return engine
 
     def _forget(self, name: str) -> None:
         """Stop serving a name that means nothing any more."""
@@ -318,14 +345,25 @@ class ModelPool:
                 chunker_digest=recipe.chunker_digest,
             )
         except IncompatibleArtifact as error:
-            self._fail(name, reference, error)
+            self._fail(name, error)
             return
         self._failures.pop(name, None)
 
-    def _fail(self, name: str, reference: str, error: RagFtiError) -> None:
-        if name not in self._failures or self._failures[name].reason != str(error):
+    def _fail(self, name: str, error: RagFtiError) -> None:
+        failure = Failure(str(error))
+        if self._failures.get(name) != failure:
             logger.error("%s keeps its version: %s", name or "the configured model", error)
-        self._failures[name] = Failure(reference, str(error), time.monotonic())
+        self._failures[name] = failure
+
+
+def _anew(error: Exception, reference: str) -> RagFtiError:
+    """The error as ours, without the frames it passed through: they hold what was being loaded."""
+    if isinstance(error, RagFtiError):
+        return type(error)(error.message, next_step=error.next_step)
+    return RegistryError(
+        f"{reference} cannot be loaded: {type(error).__name__}: {error}",
+        next_step="Point the alias at another version, or import this one again.",
+    )
 
 
 def open_registry(settings: Settings) -> Registry:

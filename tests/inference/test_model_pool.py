@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,36 @@ def test_a_version_that_cannot_be_used_leaves_the_old_one_in_place(
     assert pool.failures() == {}
 
 
+def test_a_broken_version_is_tried_ever_more_rarely_and_logged_once(
+    settings: Settings, store: FeatureStore, publish: Callable[..., str], caplog: Any
+) -> None:
+    tried: list[float] = []
+
+    def opener(_: Settings, reference: str) -> ServedModel:
+        if reference == "assistant@2":
+            tried.append(time.monotonic())
+            raise KeyError("lora_A")  # as a library does over a damaged file
+        return ServedModel(FirstSentence(reference))
+
+    retriever = build_retriever(settings, store=store, embedder=HashEmbedder())
+    pool = ModelPool(settings, retriever=retriever, opener=opener, retry_seconds=0.05)
+    publish(alias="champion")
+    pool.load_default()
+    publish(alias="champion")
+    while len(tried) < 4:
+        pool.refresh()
+        with pytest.raises(
+            RegistryError, match=r"assistant@2 cannot be loaded: KeyError: 'lora_A'"
+        ):
+            model_of(pool, "assistant@2")
+        time.sleep(0.001)
+    pauses = [after - before for before, after in pairwise(tried)]
+    assert all(pause >= least for pause, least in zip(pauses, (0.05, 0.1, 0.2), strict=True))
+    assert model_of(pool) == "assistant@1"
+    assert "KeyError" in pool.failures()[DEFAULT].reason
+    assert sum("assistant@2" in record.message for record in caplog.records) == 1
+
+
 def test_a_version_made_for_another_store_is_not_swapped_in(
     pool: ModelPool, publish: Callable[..., str], factory: Factory
 ) -> None:
@@ -227,15 +258,16 @@ def test_swapping_under_load_never_answers_with_a_closed_or_wrong_model(
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
-    for number in range(20):
-        registry.set_alias("assistant", "champion", 1 + number % 2, who="t", why="swap")
+    swaps = 0
+    while swaps < 20 or answered[0] <= 20:
+        registry.set_alias("assistant", "champion", 1 + swaps % 2, who="t", why="swap")
         pool.refresh()
+        swaps += 1
         time.sleep(0.02)
     stop.set()
     for thread in threads:
         thread.join()
     assert problems == []
-    assert answered[0] > 20
     assert sum(not made.closed for made in factory.opened) == 1
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from rag_fti.schemas import Hit, Ranking
+from rag_fti.schemas import Hit
 
 HIT_COLUMNS = [
     "chunk_id", "document_id", "document_version", "source", "title", "heading", "page",
@@ -32,12 +32,7 @@ def matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
     return np.asarray(values, dtype=np.float32).reshape(len(column), combined.type.list_size)
 
 
-def ranking(table: pa.Table, scores: npt.NDArray[Any]) -> Ranking:
-    """Row ids of a search with their scores."""
-    return dict(zip(table["_rowid"].to_pylist(), scores.tolist(), strict=True))
-
-
-def hits(table: pa.Table, scores: npt.NDArray[Any]) -> list[Hit]:
+def hits(table: pa.Table | pa.RecordBatch, scores: npt.NDArray[Any]) -> list[Hit]:
     """Rows of chunks as hits, with a score for each."""
     columns = table.select(HIT_COLUMNS).to_pylist()
     return [Hit(**row, score=float(score)) for row, score in zip(columns, scores, strict=True)]

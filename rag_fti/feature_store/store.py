@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from lancedb.query import MatchQuery
 
 from rag_fti import ids, schemas
 from rag_fti.errors import IncompatibleArtifact, StoreError
 from rag_fti.feature_store import indexes, maintenance, snapshots
-from rag_fti.feature_store.rows import HIT_COLUMNS, hits, lookup_batches, matrix, ranking
+from rag_fti.feature_store.rows import HIT_COLUMNS, hits, lookup_batches, matrix
+from rag_fti.feature_store.searching import ChunkSearcher, SearchPolicy
 from rag_fti.feature_store.tables import Tables, mapped_errors, sql_in, sql_string
 from rag_fti.protocols import EmbedderFingerprint, Vectors, embedder_differences
 from rag_fti.schemas import Hit, Ranking
@@ -30,8 +31,12 @@ _LOG_SCHEMAS = {
     "feedback": schemas.feedback_schema,
     "predictions": schemas.predictions_schema,
 }
+_TEXTS_AT_ONCE = 64
+_CHUNKS_AT_ONCE = 4096
 _LOG_COMMITS = 256
 """A log table is compacted after so many appends."""
+_SEARCHERS = 8
+"""States that are kept ready to be searched."""
 _BAD_FILTER = "If a filter was given, check it: SQL over the columns in docs/ingestion.md."
 
 
@@ -54,7 +59,8 @@ class FeatureStore:
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
         self._chunker_digests: tuple[int, str] | None = None
-        self._policies: dict[int, indexes.SearchPolicy] = {}
+        self._lock = threading.Lock()
+        self._searchers: dict[int, ChunkSearcher] = {}
 
     @classmethod
     def open(cls, uri: str, *, options: Mapping[str, str] | None = None) -> FeatureStore:
@@ -178,9 +184,6 @@ class FeatureStore:
     ) -> Ranking:
         """Rows nearest to a vector; :meth:`read_rows` gives their chunks.
 
-        Ranking first and reading only the chosen few is half the work of a search: most of the
-        other half is reading the texts of candidates that nobody will see.
-
         Args:
             vector: Query vector, shape ``(dimension,)``.
             k: Most rows.
@@ -190,10 +193,9 @@ class FeatureStore:
         Returns:
             Row ids by falling cosine similarity, which is their score.
         """
+        searcher = self._searcher(at)
         with mapped_errors("search by vector", next_step=_BAD_FILTER):
-            query = self._nearest(vector, k=k, where=where, at=at)
-            found = query.select(["_distance"]).with_row_id(True).to_arrow()
-        return ranking(found, 1.0 - found["_distance"].to_numpy())
+            return searcher.by_vector(vector, k=k, where=where)
 
     def rank_text(self, query: str, *, k: int, where: str | None = None, at: str) -> Ranking:
         """Rows whose title, headings or text match words of ``query`` (any text is safe).
@@ -201,10 +203,9 @@ class FeatureStore:
         Returns:
             Row ids by falling BM25, which is their score. Arguments as :meth:`rank_vectors`.
         """
+        searcher = self._searcher(at)
         with mapped_errors("search by text", next_step=_BAD_FILTER):
-            search = self._matching(query, k=k, where=where, at=at)
-            found = search.select(["_score"]).with_row_id(True).to_arrow()
-        return ranking(found, found["_score"].to_numpy())
+            return searcher.by_text(query, k=k, where=where)
 
     def read_rows(self, ranked: Ranking, *, at: str) -> list[Hit]:
         """The chunks of ranked rows, best first; equal scores in the order of their ids.
@@ -212,44 +213,33 @@ class FeatureStore:
         Raises:
             StoreError: If one of the rows is not in the snapshot ``at``.
         """
-        if not ranked:
-            return []
+        searcher = self._searcher(at)
         with mapped_errors("read chunks"):
-            query = self._chunks_at(at).take_row_ids(list(ranked)).select([*HIT_COLUMNS, "_rowid"])
-            found = query.to_arrow()
-        rows = found["_rowid"].to_pylist()
-        if len(rows) != len(ranked):
-            raise StoreError(
-                f"{len(ranked) - len(rows)} ranked rows are not in {self.uri} at {at}."
-            )
-        scores = np.array([ranked[row] for row in rows])
-        return sorted(hits(found, scores), key=lambda hit: (-hit.score, hit.chunk_id))
+            return searcher.read(ranked)
 
     def search_vectors(
         self, vector: Vectors, *, k: int, where: str | None = None, at: str = ""
     ) -> list[Hit]:
-        """Chunks nearest to a vector, in one step; arguments as :meth:`rank_vectors`.
+        """Chunks nearest to a vector, ranked and read; arguments as :meth:`rank_vectors`.
 
         Returns:
             Hits by falling cosine similarity, which is their score.
         """
+        searcher = self._searcher(at)
         with mapped_errors("search by vector", next_step=_BAD_FILTER):
-            query = self._nearest(vector, k=k, where=where, at=at)
-            found = query.select([*HIT_COLUMNS, "_distance"]).to_arrow()
-        return hits(found, 1.0 - found["_distance"].to_numpy())
+            return searcher.read(searcher.by_vector(vector, k=k, where=where))
 
     def search_text(
         self, query: str, *, k: int, where: str | None = None, at: str = ""
     ) -> list[Hit]:
-        """Chunks that match words of ``query``, in one step; see :meth:`rank_text`.
+        """Chunks that match words of ``query``, ranked and read; see :meth:`rank_text`.
 
         Returns:
             Hits by falling BM25, which is their score.
         """
+        searcher = self._searcher(at)
         with mapped_errors("search by text", next_step=_BAD_FILTER):
-            search = self._matching(query, k=k, where=where, at=at)
-            found = search.select([*HIT_COLUMNS, "_score"]).to_arrow()
-        return hits(found, found["_score"].to_numpy())
+            return searcher.read(searcher.by_text(query, k=k, where=where))
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -264,11 +254,32 @@ class FeatureStore:
         """Rows of ``documents``; see :func:`rag_fti.schemas.documents_schema`."""
         return self._scan(self._at("documents", at), where, columns, limit)
 
+    def document_texts(
+        self, *, where: str | None = None, at: str = "", limit: int | None = None
+    ) -> Iterator[tuple[str, str]]:
+        """Ids and texts of documents, a few at a time: a corpus need not fit into memory."""
+        table = self._at("documents", at)
+        columns = ["document_id", "text"]
+        with mapped_errors("read documents", next_step=_BAD_FILTER if where else ""):
+            query = _restricted(table.search(), where, columns, limit)
+            for batch in query.to_batches(batch_size=_TEXTS_AT_ONCE):
+                yield from zip(*(batch[name].to_pylist() for name in columns), strict=True)
+
     def chunks(
         self, *, where: str | None = None, at: str = "", columns: Sequence[str] | None = None
     ) -> pa.Table:
         """Rows of ``chunks``; see :func:`rag_fti.schemas.chunks_schema`."""
         return self._scan(self._at("chunks", at), where, columns)
+
+    def hits(self, *, where: str | None = None, at: str = "") -> list[Hit]:
+        """All chunks, by source, document and place in it. Scores are 0."""
+        table = self._at("chunks", at)
+        found: list[Hit] = []
+        with mapped_errors("read chunks", next_step=_BAD_FILTER if where else ""):
+            query = _restricted(table.search(), where, HIT_COLUMNS, None)
+            for batch in query.to_batches(batch_size=_CHUNKS_AT_ONCE):
+                found += hits(batch, np.zeros(batch.num_rows))
+        return sorted(found, key=lambda hit: (hit.source, hit.document_id, hit.start))
 
     def count_chunks(self, *, where: str | None = None, at: str = "") -> int:
         """How many chunks match."""
@@ -483,7 +494,7 @@ class FeatureStore:
 
     def update_vector_index(
         self, *, kind: str, exact_below: int, target_recall: float
-    ) -> indexes.SearchPolicy:
+    ) -> SearchPolicy:
         """Build, extend or drop the vector index as the policy asks, and record the settings.
 
         Args:
@@ -499,15 +510,15 @@ class FeatureStore:
                 target_recall=target_recall,
             )
 
-    def search_policy(self, *, at: str = "") -> indexes.SearchPolicy:
+    def search_policy(self, *, at: str = "") -> SearchPolicy:
         """How vector search runs: exact, or over an index with measured recall."""
-        return self._policy(self._chunks_at(at))
+        return self._searcher(at).policy
 
     def measure_recall(self, *, queries: int = 64, seed: int = 17) -> float:
         """Recall@10 of vector search as configured against exact search, in [0, 1]."""
-        table = self._tables.get("chunks")
+        searcher = self._searcher("")
         with mapped_errors("measure recall"):
-            return indexes.measure_recall(table, self._policy(table), queries=queries, seed=seed)
+            return indexes.measure_recall(searcher, queries=queries, seed=seed)
 
     # -- logs ------------------------------------------------------------------------------
 
@@ -562,29 +573,24 @@ class FeatureStore:
             return self._tables.get(name)
         return self._tables.at(name, snapshots.version_of(self._tables, name, at))
 
-    def _chunks_at(self, at: str) -> Any:
-        return self._at("chunks", at)
-
-    def _nearest(self, vector: Vectors, *, k: int, where: str | None, at: str) -> Any:
-        table = self._chunks_at(at)
-        values = np.asarray(vector, dtype=np.float32).reshape(-1)
-        query = table.search(values, vector_column_name="vector").distance_type("cosine").limit(k)
-        query = self._policy(table).apply(query)
-        return query.where(where) if where else query
-
-    def _matching(self, query: str, *, k: int, where: str | None, at: str) -> Any:
-        search = self._chunks_at(at).search(MatchQuery(query, "indexed_text")).limit(k)
-        return search.where(where) if where else search
-
-    def _policy(self, table: Any) -> indexes.SearchPolicy:
-        version = table.version
-        policy = self._policies.get(version)
-        if policy is None:
-            policy = indexes.read_policy(table)
-            if len(self._policies) > 64:
-                self._policies.clear()
-            self._policies[version] = policy
-        return policy
+    def _searcher(self, at: str) -> ChunkSearcher:
+        """The chunk table of a state, ready to be searched; the last few are kept."""
+        version = (
+            snapshots.version_of(self._tables, "chunks", at)
+            if at
+            else self._tables.get("chunks").version
+        )
+        with self._lock:
+            searcher = self._searchers.get(version)
+        if searcher is None:
+            dataset = self._tables.dataset("chunks", version)
+            with mapped_errors("read the indexes of chunks"):
+                searcher = ChunkSearcher(dataset)
+            with self._lock:
+                while len(self._searchers) >= _SEARCHERS:
+                    self._searchers.pop(next(iter(self._searchers)))
+                self._searchers[version] = searcher
+        return searcher
 
     def _scan(
         self,
@@ -594,14 +600,17 @@ class FeatureStore:
         limit: int | None = None,
     ) -> pa.Table:
         with mapped_errors(f"read {table.name}", next_step=_BAD_FILTER if where else ""):
-            query = table.search()
-            if where:
-                query = query.where(where)
-            if columns is not None:
-                query = query.select(list(columns))
-            if limit is not None:
-                query = query.limit(limit)
-            return query.to_arrow()
+            return _restricted(table.search(), where, columns, limit).to_arrow()
+
+
+def _restricted(
+    query: Any, where: str | None, columns: Sequence[str] | None, limit: int | None
+) -> Any:
+    if where:
+        query = query.where(where)
+    if columns is not None:
+        query = query.select(list(columns))
+    return query if limit is None else query.limit(limit)
 
 
 def _text_metadata(schema: pa.Schema) -> dict[str, str]:

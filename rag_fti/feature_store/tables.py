@@ -12,6 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import lance
 import lancedb
 import pyarrow as pa
 
@@ -64,6 +65,10 @@ class Tables:
         self._options = dict(options or {})
         self._lock = threading.Lock()
         self._connection: Any = None
+        self._session = lance.Session(
+            index_cache_size_bytes=_INDEX_CACHE_BYTES,
+            metadata_cache_size_bytes=_METADATA_CACHE_BYTES,
+        )
         self._open: dict[str, Any] = {}
         self._checked_out: dict[tuple[str, int], Any] = {}
 
@@ -163,6 +168,16 @@ class Tables:
                 self._checked_out.pop(next(iter(self._checked_out)))
             self._checked_out[(name, version)] = table
         return table
+
+    def dataset(self, name: str, version: int) -> Any:
+        """The Lance dataset of a table as of a version, for reading.
+
+        Raises:
+            SnapshotNotFound: If that version is not there any more.
+        """
+        table = self.at(name, version)
+        with mapped_errors(f"open the table {name} of {self.uri}"):
+            return table.to_lance(session=self._session)
 
     def create(self, name: str, schema: pa.Schema) -> Any:
         """The table, made with this schema if it does not exist yet."""

@@ -75,6 +75,14 @@ def test_filters_and_deletes_hold_with_an_index(store: FeatureStore) -> None:
     assert store.search_vectors(vectors[7], k=5) == []
 
 
+def test_a_narrow_filter_finds_rows_outside_the_probed_partitions(store: FeatureStore) -> None:
+    vectors = fill(store, 0, 2000)
+    policy = store.update_vector_index(kind="ivf_flat", exact_below=0, target_recall=0.1)
+    assert policy.nprobes < 20
+    hits = store.search_vectors(vectors[7], k=10, where="ordinal % 200 = 0")
+    assert sorted(hit.ordinal for hit in hits) == list(range(0, 2000, 200))
+
+
 def test_going_back_to_exact_search_drops_the_index(store: FeatureStore) -> None:
     fill(store, 0, 2000)
     store.update_vector_index(kind="ivf_flat", exact_below=0, target_recall=0.95)

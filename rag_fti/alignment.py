@@ -18,10 +18,28 @@ UNKNOWN = "[UNK]"
 _WORD = re.compile(r"[^\W\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
 """What :func:`align` wants in one piece."""
 
-_LETTER = r"[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+_SIGNS = "".join(c for c in map(chr, range(0x0900, 0x0E00)) if unicodedata.category(c) == "Mc")
+"""Vowel signs of Indian scripts that are no accents: ``\\w`` does not know them."""
+
+_LETTER = (
+    r"(?:[^\W\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"
+    rf"|[{_SIGNS}])"
+)
 """What a word cannot begin after or end before: letters and digits of scripts with spaces."""
 
-_OUTER = " \t\n.,;:!?\"'()[]\u201c\u201d\u2018\u2019"
+_PARTICLE = unicodedata.normalize(
+    "NFKD",
+    "(?:께서|께|에게서|에게|에서|에|한테|으로서|로서|으로써|로써|으로|로|까지|부터|마다|처럼|보다|만)?"
+    "(?:은|는|도|만|의)?"
+    "|이|가|을|를|와|과|이나|이라고|이라는|이란|이며|이고|이다|입니다|이었다|였다|이었습니다|였습니다",
+)
+"""What follows a Korean noun without a space (case, topic, copula), as folded text has it."""
+
+_OUTER = (
+    " \t\n.,;:!?\"'()[]\u201c\u201d\u2018\u2019\u00ab\u00bb\u2026\u0964\u060c\u061b\u061f"
+    "\u3001\u3002\u300a\u300b\u300c\u300d\u300e\u300f\u3010\u3011"
+    "\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f"
+)
 
 
 @dataclass(frozen=True)
@@ -114,6 +132,8 @@ def _pattern(answer: str) -> re.Pattern[str] | None:
         return None
     left = f"(?<!{_LETTER})" if _joins(answer[0]) else ""
     right = f"(?!{_LETTER})" if _joins(last) or answer.endswith(UNKNOWN) else ""
+    if right and _may_take_particle(answer):
+        right = f"(?=(?:{_PARTICLE}){right})"
     return re.compile(left + "".join(pieces) + right)
 
 
@@ -126,7 +146,16 @@ def _gap(left: str, right: str, spaced: bool) -> str:
 
 def _joins(character: str) -> bool:
     """Whether the character makes one word with others of its kind beside it."""
-    return (character.isalnum() or character == "_") and not _is_ideograph(character)
+    return (character.isalnum() or character == "_" or character in _SIGNS) and not _is_ideograph(
+        character
+    )
+
+
+def _may_take_particle(answer: str) -> bool:
+    """Whether the last word is known and longer than one syllable, which may begin any word."""
+    if answer.endswith(UNKNOWN):
+        return False
+    return len(unicodedata.normalize("NFC", answer).split()[-1]) > 1
 
 
 def _is_ideograph(character: str) -> bool:

@@ -1,3 +1,5 @@
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +28,15 @@ from rag_fti.alignment import Alignment, align, folded, may_say
         ("1", "item 12, then 1", "1"),
         ("50 %", "over 50% of it", "50%"),
         ("( b )", "part (b) says", "(b)"),
+        ("서울", "대한민국의 수도는 서울이다.", "서울"),
+        ("서울은", "지금 서울은 덥다", "서울은"),
+        ("세종 대왕", "한글은 세종 대왕에게서 나왔다", "세종 대왕"),
+        (unicodedata.normalize("NFD", "서울"), "서울에서는 춥다", "서울"),
+        ("LanceDB", "데이터는 LanceDB에 있다", "LanceDB"),
+        ("새 [UNK]", "새 지도 하나", "새 지도"),
+        ("किताब", "वह किताब है", "किताब"),
+        ("東京。", "首都は東京です。", "東京"),
+        ("«Аврора»", "крейсер Аврора стоит", "Аврора"),
     ],
 )
 def test_finds_the_passage_spelling(answer: str, passage: str, expected: str) -> None:
@@ -46,6 +57,12 @@ def test_finds_the_passage_spelling(answer: str, passage: str, expected: str) ->
         ("", "anything"),
         ("...", "no dots"),
         ("answer", ""),
+        ("서울", "서울대학교는 크다"),
+        ("서", "그들은 서로 안다"),
+        ("바다", "바닥은 차다"),
+        ("울", "서울은 크다"),
+        ("कि", "वह किताब है"),
+        ("ताब", "वह किताब है"),
     ],
 )
 def test_does_not_invent_a_span(answer: str, passage: str) -> None:

@@ -15,6 +15,11 @@ from collections.abc import Sequence
 from rag_fti import prompts
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_UNSPACED = re.compile(
+    r"([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff])"
+)
+"""Characters of scripts without spaces between words: Thai, Lao, Burmese, Khmer, kana, ideographs.
+Each is a word of its own, as in CMRC 2018 (Cui et al. 2019) and MLQA (Lewis et al. 2020)."""
 
 
 def normalise(text: str) -> str:
@@ -32,8 +37,11 @@ def exact_match(answer: str, expected: str) -> bool:
 
 
 def f1(answer: str, expected: str) -> float:
-    """Harmonic mean of word precision and recall, in [0, 1]; two empty texts score 1."""
-    got, wanted = normalise(answer).split(), normalise(expected).split()
+    """Harmonic mean of word precision and recall, in [0, 1]; two empty texts score 1.
+
+    In scripts without spaces each character counts as a word.
+    """
+    got, wanted = _words(answer), _words(expected)
     if not got or not wanted:
         return float(got == wanted)
     common = sum((Counter(got) & Counter(wanted)).values())
@@ -41,6 +49,10 @@ def f1(answer: str, expected: str) -> float:
         return 0.0
     precision, recall = common / len(got), common / len(wanted)
     return 2 * precision * recall / (precision + recall)
+
+
+def _words(text: str) -> list[str]:
+    return _UNSPACED.sub(r" \1 ", normalise(text)).split()
 
 
 def best_exact_match(answer: str, accepted: Sequence[str]) -> bool:

@@ -19,6 +19,10 @@ from rag_fti.evaluation.answers import best_exact_match, best_f1, exact_match, f
         ("", "", 1.0),
         ("", "x", 0.0),
         ("two two", "two", 2 / 3),
+        ("1958年完成", "1958年", 2 * (2 / 4) / (2 / 4 + 1)),
+        ("東京タワー", "東京", 2 * (2 / 5) / (2 / 5 + 1)),
+        ("กรุงเทพ", "กรุงเทพ", 1.0),
+        ("서울은", "서울", 0.0),  # Korean has spaces between words
     ],
 )
 def test_f1_by_hand(answer: str, expected: str, score: float) -> None:

@@ -9,8 +9,9 @@ from rag_fti import prompts
 from rag_fti.errors import InferenceError
 from rag_fti.inference.citations import drop_unknown_markers, is_abstention_start
 
-# A space may belong to a marker that will be dropped, a bracket may open one.
-_UNDECIDED = re.compile(r"(?:\s+|\s*\[\d{0,3})$")
+# A space may belong to a marker that will be dropped, a bracket may open one, also where a marker
+# inside it is dropped first.
+_UNDECIDED = re.compile(r"(?:\s*\[\d{0,3})*\s*$")
 _ABSTENTION = prompts.ABSTENTION.casefold()
 
 

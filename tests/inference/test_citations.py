@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -72,6 +73,15 @@ def test_abstention_has_one_wording_and_no_citation() -> None:
         settled = settle(reply, HITS, restore=False)
         assert (settled.text, settled.abstained) == (prompts.ABSTENTION, True)
         assert settled.citations == ()
+
+
+@pytest.mark.parametrize("reply", ["[[9]9]", "Ada [[9]9] keeps", "[ [9]9]", "[1 [9]2]", "[12[9]]"])
+def test_markers_inside_markers_are_shown_as_they_end_up(reply: str) -> None:
+    shown = AnswerStream(known=2)
+    text = "".join(shown.push(character) for character in reply)
+    settled = settle(reply, HITS, restore=False)
+    text += "".join(shown.finish(settled.text))
+    assert text == settled.text
 
 
 WORDS = ["Ada", " keeps", " the key", ".", " ", "\n", "[", "1", "]", "[1]", " [2]", "[9", "[12]"]

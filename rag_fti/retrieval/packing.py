@@ -16,7 +16,8 @@ def pack_passages(
 
     A passage goes in whole or not at all; one that does not fit is passed over and a later,
     shorter one may still go in. Only when the first hit alone is too long is it cut, at its
-    end, so that the best hit is always there.
+    end, so that the best hit is always there; where its title and heading leave no room for a
+    word of it, the next hit takes its place.
 
     Args:
         hits: Retrieved chunks, best first.
@@ -31,12 +32,10 @@ def pack_passages(
     left = budget
     for hit in hits:
         cost = count_tokens(prompts.render_passage(len(kept) + 1, passage_of(hit)))
-        if cost > left and not kept and hit is hits[0]:
+        if cost > left and not kept:
             hit = _cut(hit, count_tokens=count_tokens, budget=left)
             cost = count_tokens(prompts.render_passage(1, passage_of(hit)))
-            if not hit.text:
-                break
-        if cost <= left:
+        if cost <= left and hit.text:
             kept.append(hit)
             left -= cost
     return kept, [passage_of(hit) for hit in kept]
@@ -49,11 +48,15 @@ def passage_of(hit: Hit) -> prompts.Passage:
 
 def _cut(hit: Hit, *, count_tokens: Callable[[str], int], budget: int) -> Hit:
     """The longest start of a hit that fits; bisection, as tokens grow with characters."""
-    low, high = 0, len(hit.text)
+
+    def fits(length: int) -> bool:
+        passage = passage_of(replace(hit, text=hit.text[:length]))
+        return count_tokens(prompts.render_passage(1, passage)) <= budget
+
+    low, high = 0, len(hit.text) if fits(0) else 0
     while low < high:
         middle = (low + high + 1) // 2
-        passage = passage_of(replace(hit, text=hit.text[:middle]))
-        if count_tokens(prompts.render_passage(1, passage)) <= budget:
+        if fits(middle):
             low = middle
         else:
             high = middle - 1

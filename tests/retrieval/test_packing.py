@@ -39,5 +39,14 @@ def test_no_budget_and_no_hits() -> None:
 
 def test_titles_and_headings_are_counted() -> None:
     long_title = replace(passage("a", "x"), title="t " * 30)
-    kept, _ = pack_passages([long_title, passage("b", "y z")], count_tokens=words, budget=15)
-    assert [h.chunk_id for h in kept] == []
+    kept, _ = pack_passages([long_title], count_tokens=words, budget=15)
+    assert kept == []
+
+
+def test_a_title_without_end_does_not_take_the_place_of_other_passages() -> None:
+    endless = replace(passage("a", "x"), title="t " * 30)
+    kept, _ = pack_passages([endless, passage("b", "y z")], count_tokens=words, budget=15)
+    assert [h.chunk_id for h in kept] == ["b"]
+    kept, cut = pack_passages([endless, passage("b", "w " * 50)], count_tokens=words, budget=15)
+    assert [h.chunk_id for h in kept] == ["b"]
+    assert words(prompts.render_passage(1, cut[0])) == 15

@@ -4,6 +4,8 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -12,6 +14,7 @@ import pytest
 
 from rag_fti import prompts
 from rag_fti.models.local import LocalGenerator
+from rag_fti.protocols import Cancellation, Generation, GenerationRequest
 from tests.inference.corpus import CORPUS, FirstSentence
 from tests.inference.tiny import tiny_model, tiny_tokenizer
 from tests.serving.conftest import Start
@@ -22,6 +25,14 @@ ANSWER = "The cellar key is kept by Ada Byrne. [1]"
 
 def ask(text: str = QUESTION, **fields: Any) -> dict[str, Any]:
     return {"model": "champion", "messages": [{"role": "user", "content": text}], **fields}
+
+
+def until(true: Callable[[], bool]) -> None:
+    """Wait for something that is bound to happen."""
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def events_of(response: httpx.Response) -> list[Any]:
@@ -167,29 +178,39 @@ def test_errors_are_openai_shaped_also_when_streaming(
         assert error["code"] == code
 
 
+class Held(FirstSentence):
+    """Says nothing before it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+
+    def stream(
+        self, request: GenerationRequest, cancellation: Cancellation | None = None
+    ) -> Iterator[str | Generation]:
+        assert self.go.wait(30)
+        yield from super().stream(request, cancellation)
+
+
 def test_a_full_queue_answers_429_with_retry_after(start: Start) -> None:
-    generator = FirstSentence(delay=0.1)
+    generator = Held()
     server = start(generator, serving__max_running=1, serving__max_queue=1)
-    statuses: list[int] = []
-    retry: list[str] = []
+    lane = server.services.lanes["requests"]
 
-    def call() -> None:
+    def call() -> httpx.Response:
         with server.client() as client:
-            response = client.post("/v1/chat/completions", json=ask())
-            statuses.append(response.status_code)
-            if response.status_code == 429:
-                retry.append(response.headers["retry-after"])
-                assert response.json()["error"]["code"] == "overloaded"
+            return client.post("/v1/chat/completions", json=ask())
 
-    threads = [threading.Thread(target=call) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(set(statuses)) == [200, 429]
-    assert statuses.count(200) >= 2
-    assert all(int(value) >= 1 for value in retry)
-    assert server.services.lanes["requests"].idle
+    with ThreadPoolExecutor(2) as pool:
+        accepted = [pool.submit(call), pool.submit(call)]
+        until(lambda: (lane.running, lane.waiting) == (1, 1))
+        refused = [call() for _ in range(3)]
+        generator.go.set()
+    assert [future.result().status_code for future in accepted] == [200, 200]
+    assert [response.status_code for response in refused] == [429, 429, 429]
+    assert all(response.json()["error"]["code"] == "overloaded" for response in refused)
+    assert all(int(response.headers["retry-after"]) >= 1 for response in refused)
+    until(lambda: lane.idle)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -203,15 +224,9 @@ def test_a_client_that_leaves_cancels_its_generation(start: Start, stream: bool)
     )
     with socket.create_connection(server.address) as connection:
         connection.sendall(head + body)
-        time.sleep(0.5)
-    deadline = time.monotonic() + 5
-    while generator.cancelled == 0 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert generator.cancelled == 1
-    deadline = time.monotonic() + 5
-    while not server.services.lanes["requests"].idle and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert server.services.lanes["requests"].idle
+        until(lambda: bool(generator.requests))
+    until(lambda: generator.cancelled == 1)
+    until(lambda: server.services.lanes["requests"].idle)
 
 
 def test_a_request_that_takes_too_long_is_ended(start: Start) -> None:
@@ -226,7 +241,8 @@ def test_a_request_that_takes_too_long_is_ended(start: Start) -> None:
 
 
 def test_stopping_finishes_running_streams(start: Start) -> None:
-    server = start(FirstSentence(delay=0.1))
+    generator = FirstSentence(delay=0.1)
+    server = start(generator)
     texts: list[str] = []
 
     def call() -> None:
@@ -238,7 +254,7 @@ def test_stopping_finishes_running_streams(start: Start) -> None:
 
     thread = threading.Thread(target=call)
     thread.start()
-    time.sleep(0.4)
+    until(lambda: bool(generator.requests))
     server.stop()
     thread.join()
     assert texts == [ANSWER]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -49,6 +50,27 @@ class Built:
         """Share of the questions for which the serving retriever finds the answer."""
         asked = self.retrieved + self.inserted
         return self.retrieved / asked if asked else 0.0
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Rows of each split."""
+        return {split: sum(row["split"] == split for row in self.rows) for split in SPLITS}
+
+    @property
+    def generators(self) -> dict[str, int]:
+        """Rows by generator."""
+        return dict(sorted(Counter(row["generator"] for row in self.rows).items()))
+
+    @property
+    def rules(self) -> dict[str, int]:
+        """Rows by what made them, most first."""
+        return dict(Counter(c.rule or c.generator for c in self.candidates).most_common())
+
+    @property
+    def held(self) -> list[Candidate]:
+        """Candidates of validation and test rows."""
+        rows = zip(self.candidates, self.rows, strict=True)
+        return [candidate for candidate, row in rows if row["split"] != "train"]
 
     def table(self, split: str) -> pa.Table:
         """Rows of one split."""
@@ -124,8 +146,14 @@ def build_rows(
                     budget=budget,
                 )
             )  # fmt: skip
+            reason = ""
             if context is None:
                 reason = "answer does not fit the context" if keep else "no passage left"
+            elif candidate.shown is not None and not candidate.shown.issuperset(
+                hit.chunk_id for hit in context.hits
+            ):
+                reason = "abstention on other passages"
+            if context is None or reason:
                 built.dropped[reason] = built.dropped.get(reason, 0) + 1
                 continue
             if keep:

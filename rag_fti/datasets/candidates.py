@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from rag_fti.schemas import Hit
 
@@ -24,7 +22,9 @@ class Candidate:
     """What made it, for the counts."""
     source_id: str = ""
     """Id of the line or response it came from."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    shown: frozenset[str] | None = None
+    """Ids of the chunks for which somebody said that they hold no answer; other passages may hold
+    one. None where nobody looked at passages."""
 
     @property
     def answerable(self) -> bool:

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rag_fti import ids, prompts
 from rag_fti.alignment import align
 from rag_fti.datasets.candidates import Candidate
+from rag_fti.datasets.filters import EvaluationQuestion
+from rag_fti.datasets.near_duplicates import question_index, question_shingles
 from rag_fti.schemas import Hit
+
+if TYPE_CHECKING:
+    from rag_fti.feature_store import FeatureStore
 
 GENERATOR = "feedback"
 
@@ -53,7 +59,8 @@ def from_feedback(
 
     A thumb up makes the answer a candidate, supported by the chunks it cited. A correction makes
     the corrected answer a candidate and, as its context is known, a preference over what was
-    said. The last word counts where somebody changed their mind.
+    said. An abstention that was approved or asked for holds for the passages it was said of. The
+    last word counts where somebody changed their mind.
 
     Args:
         log: Rows of ``inference_log``.
@@ -95,9 +102,49 @@ def from_feedback(
     return Feedback(tuple(candidates), tuple(preferences), dict(sorted(dropped.items())))
 
 
+def read_feedback(store: FeatureStore) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What was said and what it was said of: rows of ``inference_log`` and of ``feedback``."""
+    feedback = store.rows("feedback").to_pylist()
+    responses = pa.array({row["response_id"] for row in feedback}, pa.string())
+    log = store.rows(
+        "inference_log", columns=["response_id", "question", "answer", "abstained", "chunk_ids"]
+    )
+    said_of = log.filter(pc.is_in(log["response_id"], value_set=responses))
+    return said_of.to_pylist(), feedback
+
+
+def unseen_preferences(
+    preferences: Sequence[dict[str, Any]],
+    *,
+    held: Sequence[Candidate],
+    evaluation: Sequence[EvaluationQuestion],
+    similarity: float,
+) -> tuple[dict[str, Any], ...]:
+    """Preference pairs, which are trained on, that give nothing away that models are judged by.
+
+    Left out are near duplicates of evaluation questions and of validation and test rows, and
+    answers in a document of those rows.
+
+    Args:
+        preferences: Pairs of :class:`Feedback`.
+        held: Candidates of validation and test rows.
+        evaluation: Questions of evaluation files.
+        similarity: Jaccard similarity of questions that counts as a near duplicate.
+    """
+    asked = [*(item.question for item in evaluation), *(candidate.question for candidate in held)]
+    index = question_index(asked, similarity=similarity)
+    documents = {hit.document_id for candidate in held for hit in candidate.chunks}
+    return tuple(
+        pair
+        for pair in preferences
+        if documents.isdisjoint(pair["answer_document_ids"])
+        and not index.find(question_shingles(pair["question"]))
+    )
+
+
 def _liked(entry: Mapping[str, Any], context: Sequence[Hit]) -> Candidate | None:
     if entry["abstained"]:
-        return Candidate(entry["question"], "", GENERATOR, (), "thumb up", entry["response_id"])
+        return _unanswerable(entry, "thumb up")
     return _supported(entry, prompts.without_markers(entry["answer"]), context, "thumb up")
 
 
@@ -105,8 +152,13 @@ def _corrected(
     entry: Mapping[str, Any], correction: str, context: Sequence[Hit]
 ) -> Candidate | None:
     if prompts.is_abstention(correction):
-        return Candidate(entry["question"], "", GENERATOR, (), "correction", entry["response_id"])
+        return _unanswerable(entry, "correction")
     return _supported(entry, prompts.without_markers(correction), context, "correction")
+
+
+def _unanswerable(entry: Mapping[str, Any], rule: str) -> Candidate:
+    shown = frozenset(entry["chunk_ids"])
+    return Candidate(entry["question"], "", GENERATOR, (), rule, entry["response_id"], shown)
 
 
 def _supported(

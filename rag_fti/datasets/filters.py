@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from rag_fti import prompts
+from rag_fti import ids, prompts
 from rag_fti.alignment import align
 from rag_fti.datasets.candidates import Candidate
-from rag_fti.datasets.near_duplicates import NearDuplicates, question_shingles
+from rag_fti.datasets.near_duplicates import NearDuplicates, question_index, question_shingles
 
 MIN_QUESTION_WORDS = 3
 MIN_UNSPACED_CHARACTERS = 5
@@ -90,9 +90,7 @@ def filter_candidates(
         language_of: Names the language of a text, or "" where it cannot tell.
     """
     seen: NearDuplicates[int] = NearDuplicates(similarity)
-    held: NearDuplicates[int] = NearDuplicates(similarity)
-    for number, item in enumerate(evaluation):
-        held.add(number, question_shingles(item.question))
+    held = question_index((item.question for item in evaluation), similarity=similarity)
     facts = {
         (chunk, _plain(a)) for item in evaluation for a in item.answers for chunk in item.chunk_ids
     }
@@ -115,6 +113,23 @@ def filter_candidates(
         seen.add(len(kept), shingles)
         kept.append(candidate)
     return Filtered(tuple(kept), dict(sorted(dropped.items())))
+
+
+def drawn(candidates: Sequence[Candidate], most: int, *, seed: int) -> list[Candidate]:
+    """At most so many of the candidates, in their order; 0 keeps all.
+
+    Args:
+        candidates: What to draw from.
+        most: How many.
+        seed: Decides which.
+    """
+    if not most or len(candidates) <= most:
+        return list(candidates)
+    order = sorted(
+        range(len(candidates)),
+        key=lambda n: ids.content_id(str(seed), candidates[n].question, candidates[n].answer),
+    )
+    return [candidates[n] for n in sorted(order[:most])]
 
 
 def _checked(candidate: Candidate, language_of: Callable[[str], str]) -> tuple[Candidate, str]:

@@ -11,14 +11,18 @@ import heapq
 import math
 import re
 import zlib
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 Key = TypeVar("Key", bound=Hashable)
 
-_SAMPLED_ABOVE = 2000
+_KEPT = 2000
 _SKETCH = 4
+_MISSED = 1e-6
 _ROUNDING = 1e-9
 
 
@@ -32,31 +36,33 @@ def question_shingles(text: str, *, width: int = 4) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class DocumentShingles:
-    """Hashes of the word 5-grams of a document."""
+    """Hashes of the word 5-grams of a document: 8 KB at most, however long it is."""
 
     count: int
     """How many there are."""
-    whole: frozenset[int] | None
-    """All of them; None for long documents."""
-    sampled: frozenset[int]
-    """Those divisible by 8: the same ones in each document, so similarities stay what they are
-    on average."""
+    smallest: npt.NDArray[np.uint32]
+    """The 2,000 smallest of them, ascending: all of most documents."""
 
     def similarity(self, other: DocumentShingles) -> float:
-        """Jaccard similarity in [0, 1]; of samples where one of both documents is long."""
-        if self.whole is not None and other.whole is not None:
-            return jaccard(self.whole, other.whole)
-        return jaccard(self.sampled, other.sampled)
+        """Jaccard similarity in [0, 1].
+
+        Exact where all hashes of both are kept. Otherwise the share among the 2,000 smallest
+        hashes of both together that both have: hashing orders 5-grams at random, so that is off
+        by about .01 (bottom-k sketch, Cohen and Kaplan 2007).
+        """
+        shared = np.intersect1d(self.smallest, other.smallest, assume_unique=True)
+        if max(self.count, other.count) <= _KEPT:
+            every = self.count + other.count - len(shared)
+            return len(shared) / every if every else 1.0
+        together = np.union1d(self.smallest, other.smallest)[:_KEPT]
+        return int(np.count_nonzero(shared <= together[-1])) / len(together)
 
 
 def document_shingles(text: str) -> DocumentShingles:
     """What is compared of a document."""
     hashes = _word_grams(text)
-    return DocumentShingles(
-        len(hashes),
-        hashes if len(hashes) <= _SAMPLED_ABOVE else None,
-        frozenset(value for value in hashes if value % 8 == 0),
-    )
+    ordered = np.sort(np.fromiter(hashes, dtype=np.uint32, count=len(hashes)))
+    return DocumentShingles(len(hashes), ordered[:_KEPT].copy())
 
 
 def document_sketch(text: str) -> list[int]:
@@ -66,14 +72,15 @@ def document_sketch(text: str) -> list[int]:
     sketches share nothing with a probability of about ``(1 - j) ** 4`` only: .002 at .8 (Broder,
     1997).
     """
-    return heapq.nsmallest(_SKETCH, _word_grams(text)) if re.search(r"\w", text) else []
+    return heapq.nsmallest(_SKETCH, _word_grams(text))
 
 
 def _word_grams(text: str, *, width: int = 5) -> frozenset[int]:
+    """None for a text without words, one for a text of up to ``width`` words."""
     words = re.findall(r"\w+", text.casefold())
     return frozenset(
         zlib.crc32(" ".join(words[n : n + width]).encode())
-        for n in range(max(1, len(words) - width + 1))
+        for n in range(max(len(words) - width + 1, min(1, len(words))))
     )
 
 
@@ -122,6 +129,14 @@ class NearDuplicates(Generic[Key]):
         return sorted(shingles)[:count]
 
 
+def question_index(questions: Iterable[str], *, similarity: float) -> NearDuplicates[int]:
+    """An index of questions, numbered from 0."""
+    index: NearDuplicates[int] = NearDuplicates(similarity)
+    for number, question in enumerate(questions):
+        index.add(number, question_shingles(question))
+    return index
+
+
 class Groups:
     """Disjoint sets of names (union-find)."""
 
@@ -144,23 +159,31 @@ class Groups:
             self._parent[root] = roots[0]
 
 
-def group_documents(texts: Mapping[str, str], *, similarity: float, groups: Groups) -> None:
+def group_documents(texts: Iterable[tuple[str, str]], *, similarity: float, groups: Groups) -> None:
     """Join documents that are near duplicates of one another.
 
+    Compared are documents that share one of their smallest hashes, so many of them that two
+    documents of just this similarity share none once in a million times. Texts are read one by
+    one; kept are 8 KB of hashes per document at most.
+
     Args:
-        texts: Text by document id.
-        similarity: Jaccard similarity of word 5-grams from which two are joined.
+        texts: Document ids with their texts.
+        similarity: Jaccard similarity of word 5-grams from which two are joined, in (0, 1].
         groups: Receives the result.
     """
-    whole: NearDuplicates[str] = NearDuplicates(similarity)
-    sampled: NearDuplicates[str] = NearDuplicates(similarity)
-    for document, text in texts.items():
+    sketch = math.ceil(math.log(_MISSED) / math.log1p(-min(similarity, 1 - _MISSED)))
+    known: dict[str, DocumentShingles] = {}
+    postings: dict[int, list[str]] = {}
+    for document, text in texts:
         shingles = document_shingles(text)
         groups.join([document])
-        if shingles.whole is not None:
-            groups.join([document, *(other for other, _ in whole.find(shingles.whole))])
-            whole.add(document, shingles.whole)
-        # A short document can be the near duplicate of a long one only if it is nearly as long.
-        if shingles.count > _SAMPLED_ABOVE * similarity:
-            groups.join([document, *(other for other, _ in sampled.find(shingles.sampled))])
-            sampled.add(document, shingles.sampled)
+        elements = shingles.smallest[:sketch].tolist()
+        for other in sorted({name for element in elements for name in postings.get(element, ())}):
+            if (
+                groups.find(other) != groups.find(document)
+                and shingles.similarity(known[other]) >= similarity
+            ):
+                groups.join([document, other])
+        known[document] = shingles
+        for element in elements:
+            postings.setdefault(element, []).append(document)

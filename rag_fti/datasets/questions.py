@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rag_fti.alignment import align, folded, may_say
 from rag_fti.datasets.candidates import Candidate
 from rag_fti.datasets.filters import EvaluationQuestion
-from rag_fti.evaluation.questions import last_component, same_source, supports
+from rag_fti.evaluation.questions import last_component, read_questions, same_source, supports
 from rag_fti.schemas import Hit, Question
 
 GENERATOR = "pairs"
@@ -121,4 +122,34 @@ def evaluation_questions(
             frozenset(c.chunk_id for c in chunks.of(question)) if question.spans else frozenset(),
         )
         for question in held
+    ]
+
+
+def read_pairs(
+    files: Iterable[Path], chunks: ChunksBySource
+) -> tuple[list[Candidate], dict[str, int]]:
+    """Candidates of question files, and why other lines gave none.
+
+    Raises:
+        SourceError: If a file is wrong.
+    """
+    candidates: list[Candidate] = []
+    dropped: Counter[str] = Counter()
+    for path in files:
+        found, left_out = candidates_from(read_questions(path), chunks)
+        candidates += found
+        dropped.update(left_out)
+    return candidates, dict(dropped)
+
+
+def read_evaluation(files: Iterable[Path], chunks: ChunksBySource) -> list[EvaluationQuestion]:
+    """Questions of files that must not leak; a file named twice is read once.
+
+    Raises:
+        SourceError: If a file is wrong.
+    """
+    return [
+        item
+        for path in dict.fromkeys(files)
+        for item in evaluation_questions(read_questions(path), chunks)
     ]

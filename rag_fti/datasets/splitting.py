@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rag_fti import ids
@@ -16,7 +16,7 @@ from rag_fti.datasets.near_duplicates import (
 
 
 def group_of_each(
-    candidates: Sequence[Candidate], texts: Mapping[str, str], *, similarity: float
+    candidates: Sequence[Candidate], texts: Iterable[tuple[str, str]], *, similarity: float
 ) -> list[str]:
     """The group that each candidate must stay together with.
 
@@ -25,7 +25,7 @@ def group_of_each(
 
     Args:
         candidates: Candidates; those without a chunk are grouped by their question alone.
-        texts: Text by document id, of all documents with candidates.
+        texts: Document ids with their texts, of all documents with candidates; read once.
         similarity: Jaccard similarity that counts as a near duplicate.
 
     Returns:

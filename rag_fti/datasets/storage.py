@@ -8,11 +8,13 @@ same version and building again changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +34,8 @@ PREFERENCES = "preferences"
 MANIFEST = "manifest.json"
 VERSION_LENGTH = 12
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+_STAGED = re.compile(r"^\.[0-9a-f]+-\d+-[0-9a-f]{8}$")
+_ABANDONED_SECONDS = 24 * 3600.0
 _URI = re.compile(r"^[a-z][a-z0-9+.-]*://")
 
 
@@ -205,6 +209,7 @@ def write_dataset(
         raise DatasetError(f"{name!r} cannot be a dataset name.")
     version = content_version(splits, origin)
     folder = datasets_directory(root) / name
+    _remove_abandoned(folder)
     target = folder / version
     if (target / MANIFEST).is_file():
         return DatasetVersion(name, version, target, read_manifest(target))
@@ -237,6 +242,18 @@ def write_dataset(
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return DatasetVersion(name, version, target, read_manifest(target))
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed builds left: staging folders in which nothing changed for a day."""
+    for staged in folder.glob(".*"):
+        if not _STAGED.match(staged.name):
+            continue
+        # Another build may be quicker to remove it.
+        with contextlib.suppress(FileNotFoundError):
+            newest = max(path.stat().st_mtime for path in (staged, *staged.iterdir()))
+            if time.time() - newest > _ABANDONED_SECONDS:
+                shutil.rmtree(staged)
 
 
 def _rename(staged: Path, target: Path) -> None:

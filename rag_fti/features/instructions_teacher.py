@@ -2,7 +2,8 @@
 
 Every reply is one JSON object with a question and an answer that must stand in the chunk. What
 is wrong costs that one item. Replies are kept in a journal as they come, keyed by what was asked,
-so that a build that was interrupted asks only for the rest, and a repeated build asks nothing.
+so that a build that was interrupted asks only for the rest, and a repeated build only for what it
+got no usable reply to.
 """
 
 from __future__ import annotations
@@ -12,21 +13,24 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rag_fti import ids, prompts
 from rag_fti.datasets.candidates import Candidate
-from rag_fti.errors import SourceError
+from rag_fti.errors import ConfigError, SourceError
 from rag_fti.progress import Progress
 from rag_fti.protocols import GenerationRequest, Generator
 from rag_fti.schemas import Hit
+
+if TYPE_CHECKING:
+    from rag_fti.config.datasets import TeacherConfig
 
 GENERATOR: Literal["teacher"] = "teacher"
 
@@ -157,7 +161,7 @@ def teach(
         ask: Sends one request.
         model: Name of the endpoint's model; part of the journal's key.
         per_chunk: Questions per chunk.
-        journal: JSON lines file of replies so far.
+        journal: JSON lines file of replies so far; unusable ones in it are asked again.
         budget: Limits of requests and tokens.
         concurrency: Requests in flight.
         progress: Receives progress.
@@ -253,6 +257,31 @@ def parse_reply(text: str) -> list[TeacherItem]:
     return fitting
 
 
+def configured_teacher(config: TeacherConfig, *, environment: Mapping[str, str]) -> Ask:
+    """The endpoint of a configuration section.
+
+    Args:
+        config: ``dataset.teacher``.
+        environment: Holds the key, and the address where the configuration names none.
+
+    Raises:
+        ConfigError: If no model or no endpoint is named.
+    """
+    base_url = config.base_url or environment.get("OPENAI_API_BASE", "")
+    if not config.model or not base_url:
+        raise ConfigError(
+            "The teacher generator needs dataset.teacher.model and an endpoint.",
+            next_step="Set dataset.teacher.model and dataset.teacher.base_url (or "
+            "OPENAI_API_BASE), or leave teacher out of dataset.generators.",
+        )
+    return openai_teacher(
+        base_url=base_url,
+        model=config.model,
+        api_key=environment.get(config.api_key_env, ""),
+        timeout_seconds=config.timeout_seconds,
+    )
+
+
 def openai_teacher(
     *, base_url: str, model: str, api_key: str, timeout_seconds: float, retries: int = 3
 ) -> Ask:
@@ -334,15 +363,20 @@ def _passage(candidate: Candidate) -> prompts.Passage:
 
 
 def _read_journal(path: Path) -> dict[str, str]:
-    """Replies by key; a last line that a crash tore is left out."""
+    """Usable replies by key; a last line that a crash tore is left out.
+
+    What does not fit :func:`parse_reply` is in the journal to be looked at, and is asked again.
+    """
     known = {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 entry = json.loads(line)
-                known[str(entry["key"])] = str(entry["text"])
+                key, text = str(entry["key"]), str(entry["text"])
+                parse_reply(text)
             except (ValueError, KeyError, TypeError):
                 continue
+            known[key] = text
     return known
 
 

@@ -193,20 +193,11 @@ def near_duplicates(store: FeatureStore, *, at: str = "") -> list[list[str]]:
 
     Looks at no more than the first 2,000 documents.
     """
-    names = store.documents(at=at, columns=["document_id", "source"]).to_pylist()
-    names = names[:_NEAR_DUPLICATE_DOCUMENTS]
     groups = Groups()
-    texts: dict[str, str] = {}
-    for start in range(0, len(names), 100):
-        batch = [row["document_id"] for row in names[start : start + 100]]
-        rows = store.documents(
-            at=at, where=sql_in("document_id", batch), columns=["document_id", "text"]
-        )
-        texts.update((r["document_id"], r["text"]) for r in rows.to_pylist() if r["text"].strip())
+    texts = store.document_texts(at=at, limit=_NEAR_DUPLICATE_DOCUMENTS)
     group_documents(texts, similarity=SIMILARITY, groups=groups)
     found: dict[str, list[str]] = {}
-    for row in names:
-        if row["document_id"] in texts:
-            found.setdefault(groups.find(row["document_id"]), []).append(row["source"])
+    for row in store.documents(at=at, columns=["document_id", "source"]).to_pylist():
+        found.setdefault(groups.find(row["document_id"]), []).append(row["source"])
     alike = [sorted(sources) for sources in found.values() if len(sources) > 1]
     return sorted(alike, key=lambda sources: (-len(sources), sources))[:50]

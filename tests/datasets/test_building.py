@@ -10,7 +10,7 @@ from rag_fti.datasets.candidates import Candidate
 from rag_fti.datasets.checking import check_rows
 from rag_fti.progress import Silent
 from rag_fti.schemas import Hit
-from tests.datasets.made import candidate
+from tests.datasets.made import candidate, hit
 
 
 @dataclass
@@ -28,12 +28,14 @@ class Finds:
         return [Found(self.hits) for _ in questions]
 
 
-def build(item: Candidate, *, unanswerable_share: float = 0.0) -> Built:
+def build(
+    item: Candidate, *, unanswerable_share: float = 0.0, finds: Sequence[Hit] | None = None
+) -> Built:
     return build_rows(
         [item],
         groups=["g"],
         splits={"g": "train"},
-        retriever=Finds(*item.chunks),
+        retriever=Finds(*(item.chunks if finds is None else finds)),
         snapshot="d1c1",
         collections=None,
         passages=3,
@@ -52,3 +54,14 @@ def test_reference_marks_of_a_document_are_no_citations() -> None:
     target = row["messages"][-1]["content"]
     assert prompts.cited_numbers(target) == [1]
     assert check_rows(built.rows).unsupported == 0
+
+
+def test_an_approved_abstention_holds_for_the_passages_it_was_approved_for() -> None:
+    old, new = hit("The gate is dark green.", chunk="old"), hit("The door is red.", chunk="new")
+    abstained = Candidate(
+        "What colour is the door?", "", "feedback", (), "thumb up", "r", frozenset({"old", "gone"})
+    )
+    (row,) = build(abstained, finds=[old]).rows
+    assert not row["answerable"]
+    built = build(abstained, finds=[old, new])
+    assert built.rows == [] and built.dropped == {"abstention on other passages": 1}

@@ -64,8 +64,10 @@ def test_a_correction_is_preferred_to_what_was_said() -> None:
 def test_right_and_corrected_abstentions() -> None:
     liked = run([entry("r", prompts.ABSTENTION)], said("r", 1))
     assert liked.candidates[0].chunks == ()
+    assert liked.candidates[0].shown == {"c1", "c2"}
     corrected = run([entry("r", "dark green [1]")], said("r", -1, prompts.ABSTENTION))
     assert not corrected.candidates[0].answerable
+    assert corrected.candidates[0].shown == {"c1", "c2"}
     assert corrected.preferences[0]["chosen"][0]["content"] == prompts.ABSTENTION
 
 

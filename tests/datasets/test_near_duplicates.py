@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import tracemalloc
+from itertools import combinations
+
 import numpy as np
 import pytest
 
@@ -37,16 +40,59 @@ def test_questions_compare_by_their_letters() -> None:
     assert jaccard(one, question_shingles("When was Vennick Race opened?")) < 0.2
 
 
-def test_long_documents_are_sampled_evenly() -> None:
-    random = np.random.default_rng(2)
-    words = [f"w{n}" for n in random.integers(0, 5000, size=30_000)]
-    changed = words[:24_000] + [f"x{n}" for n in range(6_000)]
-    whole = jaccard(
-        frozenset(hash(tuple(words[n : n + 5])) for n in range(len(words))),
-        frozenset(hash(tuple(changed[n : n + 5])) for n in range(len(changed))),
+def words_of(count: int, seed: int = 2) -> list[str]:
+    return [f"w{n}" for n in np.random.default_rng(seed).integers(0, 5000, size=count)]
+
+
+def grams(words: list[str]) -> frozenset[int]:
+    return frozenset(hash(tuple(words[n : n + 5])) for n in range(len(words) - 4))
+
+
+@pytest.mark.parametrize(("length", "off"), [(1500, 1e-9), (30_000, 0.03)])
+def test_documents_of_any_length_compare_by_eight_kilobytes(length: int, off: float) -> None:
+    words = words_of(length)
+    changed = words[: length * 4 // 5] + [f"x{n}" for n in range(length // 5)]
+    one, two = (document_shingles(" ".join(text)) for text in (words, changed))
+    assert one.similarity(two) == pytest.approx(jaccard(grams(words), grams(changed)), abs=off)
+    assert one.similarity(two) == two.similarity(one)
+    assert one.smallest.nbytes <= 8000
+    short = document_shingles(" ".join(words[:900]))
+    assert one.similarity(short) == pytest.approx(
+        jaccard(grams(words), grams(words[:900])), abs=off
     )
-    sampled = document_shingles(" ".join(words)).similarity(document_shingles(" ".join(changed)))
-    assert sampled == pytest.approx(whole, abs=0.03)
+    assert document_shingles("...").similarity(document_shingles("")) == 1.0
+
+
+@pytest.mark.parametrize("similarity", [0.4, 0.8, 1.0])
+def test_documents_are_grouped_as_comparing_all_pairs_groups_them(similarity: float) -> None:
+    random = np.random.default_rng(7)
+    texts: dict[str, str] = {"empty": "", "blank": " - "}
+    for family in range(30):
+        words = words_of(80, seed=family)
+        for member in range(4):
+            changed = list(words)
+            for place in random.integers(0, len(words), size=2 * member):
+                changed[place] = "other"
+            texts[f"{family}-{member}"] = " ".join(changed)
+    groups, slow = Groups(), Groups()
+    group_documents(texts.items(), similarity=similarity, groups=groups)
+    shingles = {name: grams(text.split()) for name, text in texts.items() if text.strip(" -")}
+    for one, other in combinations(shingles, 2):
+        if jaccard(shingles[one], shingles[other]) >= similarity:
+            slow.join([one, other])
+    assert {name: groups.find(name) for name in texts} == {name: slow.find(name) for name in texts}
+
+
+def test_memory_of_grouping_does_not_follow_the_length_of_the_texts() -> None:
+    def peak(length: int) -> int:
+        tracemalloc.start()
+        texts = ((str(n), " ".join(words_of(length, seed=n))) for n in range(40))
+        group_documents(texts, similarity=0.8, groups=Groups())
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    assert peak(20_000) - 40 * 8000 < 6_000_000  # one text with all its hashes, at a time
 
 
 def test_near_duplicate_documents_share_a_group_along_the_chain() -> None:
@@ -58,7 +104,7 @@ def test_near_duplicate_documents_share_a_group_along_the_chain() -> None:
         "d": " ".join(reversed(words)),
     }
     groups = Groups()
-    group_documents(texts, similarity=0.85, groups=groups)
+    group_documents(texts.items(), similarity=0.85, groups=groups)
     assert groups.find("a") == groups.find("b") == groups.find("c") != groups.find("d")
 
 
@@ -66,8 +112,8 @@ def test_documents_on_both_sides_of_the_sampling_limit_are_compared() -> None:
     words = [f"word{n}" for n in range(1990)]
     texts = {"a": " ".join(words), "b": " ".join([*words, *(f"more{n}" for n in range(60))])}
     groups = Groups()
-    group_documents(texts, similarity=0.8, groups=groups)
+    group_documents(texts.items(), similarity=0.8, groups=groups)
     assert groups.find("a") == groups.find("b")
     one, two = (document_shingles(text) for text in texts.values())
-    assert one.whole is not None and two.whole is None
+    assert one.count < 2000 < two.count
     assert one.similarity(two) > 0.9

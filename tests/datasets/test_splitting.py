@@ -24,7 +24,7 @@ def many(documents: int, each: int) -> list:
 
 
 def split(candidates: list, texts: dict[str, str]) -> tuple[list[str], list[str]]:
-    groups = group_of_each(candidates, texts, similarity=0.8)
+    groups = group_of_each(candidates, texts.items(), similarity=0.8)
     table = assign_splits(groups, shares=Shares(0.15, 0.15), seed=3)
     return groups, [table[group] for group in groups]
 

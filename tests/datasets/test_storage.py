@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rag_fti.datasets import dataset_versions, open_dataset, read_manifest
+from rag_fti.datasets import dataset_versions, open_dataset, read_manifest, write_dataset
 from rag_fti.errors import DatasetError
 from tests.training.tiny import build_dataset
 
@@ -68,3 +72,40 @@ def test_concurrent_builders_agree(tmp_path: Path) -> None:
     assert len(set(refs)) == 1
     open_dataset(tmp_path, refs[0]).verify()
     assert [p.name for p in (tmp_path / "colours").iterdir()] == [refs[0].partition("@")[2]]
+
+
+class Deadly(dict[str, int]):
+    """Kills the process that writes it."""
+
+    def items(self) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def build_and_die(root: str) -> None:
+    table = build_dataset(Path(root)).rows("train")
+    write_dataset(
+        root, "colours", {"train": table}, origin={"again": 1}, details={}, card="",
+        extra_files={"contract.json": Deadly(x=1)},
+    )  # fmt: skip
+
+
+def test_what_a_killed_build_left_goes_and_what_a_live_one_works_on_stays(tmp_path: Path) -> None:
+    killed = multiprocessing.get_context("spawn").Process(
+        target=build_and_die, args=(str(tmp_path),)
+    )
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    (left,) = (tmp_path / "colours").glob(".*")
+    assert (left / "train.parquet").is_file()
+    build_dataset(tmp_path)
+    assert left.is_dir()  # it could be alive
+    yesterday = time.time() - 25 * 3600
+    for path in (*left.iterdir(), left):
+        os.utime(path, (yesterday, yesterday))
+    os.utime(left / "train.parquet")
+    build_dataset(tmp_path)
+    assert left.is_dir()  # a large file is still being written
+    os.utime(left / "train.parquet", (yesterday, yesterday))
+    ref = build_dataset(tmp_path).ref
+    assert [p.name for p in (tmp_path / "colours").iterdir()] == [ref.partition("@")[2]]

@@ -34,6 +34,7 @@ class Teacher(ThreadingHTTPServer):
         self.failures: dict[str, int] = {}
         self.flying = 0
         self.most_flying = 0
+        self.evasive = True
         self.lock = threading.Lock()
 
 
@@ -65,7 +66,7 @@ class Handler(BaseHTTPRequestHandler):
         number = passage.split("number ")[1].split(".")[0]
         items = [{"question": f"Which number has the chunk {number}?", "answer": number}]
         text = f"Sure!\n```json\n{json.dumps({'items': items})}\n```"
-        if "prose" in passage:
+        if "prose" in passage and server.evasive:
             text = "I would rather talk about something else."
         reply = {"choices": [{"message": {"content": text}}], "usage": {"total_tokens": 100}}
         data = b"<html>" if "garbage" in passage else json.dumps(reply).encode()
@@ -139,6 +140,21 @@ def test_a_build_goes_on_where_it_stopped(server: Teacher, tmp_path: Path) -> No
     third = run(server, items, journal)
     assert third.requests == 0 and len(server.requests) == asked
     assert third.candidates == second.candidates
+
+
+def test_an_unusable_reply_is_asked_again_within_the_budget(
+    server: Teacher, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal.jsonl"
+    items = chunks(4, n1="prose", n2="prose")
+    assert len(run(server, items, journal).candidates) == 2
+    again = run(server, items, journal, requests=1)
+    assert again.requests == 1
+    assert again.dropped == {"over the budget": 1, "teacher reply does not fit the schema": 1}
+    server.evasive = False
+    last = run(server, items, journal)
+    assert (last.requests, len(last.candidates)) == (2, 4)
+    assert run(server, items, journal).requests == 0
 
 
 def test_the_budget_holds(server: Teacher, tmp_path: Path) -> None:

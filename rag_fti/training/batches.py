@@ -35,11 +35,9 @@ class PackedBatches:
         """Tensors of a batch of rows.
 
         Returns:
-            ``input_ids`` and ``position_ids``, int64 ``(rows, longest)``. With trimmed logits
-            also ``logits_to_keep``, int64 ``(kept,)``, columns where any row predicts a label,
-            and ``labels`` = ``shift_labels``, int64 ``(rows, kept)``, the token to predict
-            there; else ``labels``, int64 ``(rows, longest)``. There is no attention mask:
-            padding stands at the end, and its positions make it a sequence of its own.
+            ``input_ids``, ``position_ids`` and ``labels``, int64 ``(rows, longest)``; with trimmed
+            logits labels as in :func:`_trimmed`. There is no attention mask: padding stands at
+            the end, and its positions make it a sequence of its own.
         """
         width = max(sum(len(example) for example in row) for row in rows)
         ids = torch.full((len(rows), width), self.pad_token_id, dtype=torch.long)
@@ -56,12 +54,7 @@ class PackedBatches:
                 column = end
             positions[number, column:] = torch.arange(width - column)
         batch = {"input_ids": ids, "position_ids": positions, "labels": labels}
-        if self.trim_logits:
-            targets = torch.nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
-            kept = (targets != IGNORED).any(dim=0).nonzero()[:, 0]
-            batch["labels"] = batch["shift_labels"] = targets[:, kept]
-            batch["logits_to_keep"] = kept
-        return batch
+        return _trimmed(batch) if self.trim_logits else batch
 
 
 @dataclass(frozen=True)
@@ -69,12 +62,14 @@ class PaddedBatches:
     """Collates rows of one example each, padded on the right, with an attention mask."""
 
     pad_token_id: int
+    trim_logits: bool = False
+    """Compute logits only where a label is; rows of similar length share most such columns."""
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Tensors of a batch: ``input_ids``, ``attention_mask`` and ``labels``.
 
         Returns:
-            int64 ``(rows, longest)`` each.
+            int64 ``(rows, longest)`` each; with trimmed logits labels as in :func:`_trimmed`.
         """
         examples = [example for row in rows for example in row]
         width = max(len(example) for example in examples)
@@ -88,4 +83,16 @@ class PaddedBatches:
             labels[number, example.prompt_length : length] = ids[
                 number, example.prompt_length : length
             ]
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        return _trimmed(batch) if self.trim_logits else batch
+
+
+def _trimmed(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch with ``logits_to_keep``, int64 ``(kept,)``: columns where a row predicts a label.
+
+    ``labels`` = ``shift_labels``, int64 ``(rows, kept)``, are the tokens to predict there.
+    """
+    targets = torch.nn.functional.pad(batch["labels"], (0, 1), value=IGNORED)[:, 1:]
+    kept = (targets != IGNORED).any(dim=0).nonzero()[:, 0]
+    labels = targets[:, kept]
+    return {**batch, "labels": labels, "shift_labels": labels, "logits_to_keep": kept}

@@ -90,7 +90,7 @@ def prepare(
     collate: Callable[[Sequence[Row]], dict[str, Tensor]] = (
         PackedBatches(pad_token_id, capabilities.trim_logits)
         if packed
-        else PaddedBatches(pad_token_id)
+        else PaddedBatches(pad_token_id, capabilities.trim_logits)
     )
     if packed:
         held = packed_order([len(e) for e in validation], capacity=capacity, seed=seed)
@@ -124,7 +124,7 @@ def describe(run: PreparedRun, capabilities: Capabilities, **switches: Any) -> d
     """What was switched on, for the manifest and the report."""
     return {
         "packing": run.packed,
-        "trimmed_logits": isinstance(run.collate, PackedBatches) and run.collate.trim_logits,
+        "trimmed_logits": capabilities.trim_logits,
         "note": capabilities.note,
         "micro_rows": run.schedule.micro_rows,
         "accumulation": run.schedule.accumulation,

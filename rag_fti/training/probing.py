@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rag_fti.training.batches import PackedBatches
+from rag_fti.training.batches import PackedBatches, PaddedBatches
 from rag_fti.training.examples import Example
 
 _LEAK_TOLERANCE = 1e-4
@@ -40,46 +40,56 @@ def probe(model: Any, examples: Sequence[Example], *, pad_token_id: int) -> Capa
         pad_token_id: Padding token.
     """
     parameters = inspect.signature(_bare(model).forward).parameters
-    if "position_ids" not in parameters:
-        return Capabilities(False, False, f"{type(_bare(model)).__name__} takes no position_ids")
     few = sorted(examples, key=len)[:2]
     was_training = model.training
     model.eval()
+    notes = []
     try:
         with torch.no_grad():
-            return _try(model, few[0], few[-1], pad_token_id, "logits_to_keep" in parameters)
+            if "position_ids" in parameters:
+                notes.append(_packing_fault(model, few[0], few[-1], pad_token_id))
+            else:
+                notes.append(f"{type(_bare(model)).__name__} takes no position_ids")
+            if "logits_to_keep" in parameters:
+                notes.append(_trimming_fault(model, few, pad_token_id))
+            else:
+                notes.append("the model cannot leave out logits")
     finally:
         model.train(was_training)
+    packing, trimming = (not note for note in notes)
+    return Capabilities(packing, trimming, "; ".join(note for note in notes if note))
 
 
-def _try(
-    model: Any, first: Example, second: Example, pad_token_id: int, can_trim: bool
-) -> Capabilities:
+def _packing_fault(model: Any, first: Example, second: Example, pad_token_id: int) -> str:
+    """Why examples must not share a row; empty if they may."""
     plain = PackedBatches(pad_token_id, trim_logits=False)
     reversed_first = Example(tuple(reversed(first.input_ids)), first.prompt_length)
     alone = _run(model, plain([(second,)])).logits[0]
-    packed = _run(model, plain([(first, second)]))
-    beside = packed.logits[0, len(first) :]
+    beside = _run(model, plain([(first, second)])).logits[0, len(first) :]
     beside_other = _run(model, plain([(reversed_first, second)])).logits[0, len(first) :]
     scale = float(alone.float().std()) or 1.0
     leak = float((beside - beside_other).abs().max()) / scale
     change = float((beside - alone).abs().max()) / scale
-    if leak > _LEAK_TOLERANCE or change > _ARITHMETIC_TOLERANCE:
-        return Capabilities(
-            False,
-            False,
-            f"packed examples change one another's logits (by {leak:.2g} and {change:.2g} "
-            "standard deviations)",
-        )
-    if not can_trim:
-        return Capabilities(True, False, "the model cannot leave out logits")
-    trimmed = float(_run(model, PackedBatches(pad_token_id, True)([(first, second)])).loss)
-    whole = float(packed.loss)
-    if abs(trimmed - whole) > 1e-2 * max(abs(whole), 1e-3):
-        return Capabilities(
-            True, False, f"trimmed logits gave loss {trimmed:.4f}, all of them {whole:.4f}"
-        )
-    return Capabilities(True, True, "")
+    if leak <= _LEAK_TOLERANCE and change <= _ARITHMETIC_TOLERANCE:
+        return ""
+    return (
+        f"packed examples change one another's logits (by {leak:.2g} and {change:.2g} "
+        "standard deviations)"
+    )
+
+
+def _trimming_fault(model: Any, few: Sequence[Example], pad_token_id: int) -> str:
+    """Why all logits must be computed; empty if the others can be left out."""
+    rows = [(example,) for example in few]
+    whole = _run(model, PaddedBatches(pad_token_id)(rows)).loss
+    try:
+        trimmed = _run(model, PaddedBatches(pad_token_id, trim_logits=True)(rows)).loss
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        # It takes the argument, but means another thing by it.
+        return f"the model cannot leave out logits ({type(error).__name__})"
+    if trimmed is None or abs(float(trimmed - whole)) > 1e-2 * max(abs(float(whole)), 1e-3):
+        return f"trimmed logits gave loss {trimmed}, all of them {whole}"
+    return ""
 
 
 def _bare(model: Any) -> Any:

@@ -67,7 +67,7 @@ class IndexConfig(Section):
 
     type: Literal["auto", "none", "ivf_flat", "ivf_rq", "ivf_pq", "hnsw_sq"] = "auto"
     """``auto`` searches exactly below ``exact_below`` rows and picks the IVF variant above."""
-    exact_below: Annotated[int, Field(ge=0)] = 50_000
+    exact_below: Annotated[int, Field(ge=0)] = 20_000
     """Rows up to which search is exact."""
     target_recall: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Recall@10 against exact search that ``nprobes`` and refine factor are chosen for."""

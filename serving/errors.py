@@ -144,10 +144,11 @@ def install(app: FastAPI) -> None:
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        problem = error.errors()[0]
-        path = [str(step) for step in problem["loc"] if step not in ("body", "query", "path")]
-        where = ".".join(path)
-        message = str(problem["msg"])[:MAX_SHOWN]
+        # The innermost says most; steps that are no names are the branches of a choice of types.
+        problem = max(error.errors(), key=lambda problem: len(problem["loc"]))
+        path = [s for s in problem["loc"] if s not in ("body", "query", "path")]
+        where = ".".join(str(s) for s in path if isinstance(s, int) or s.isidentifier())
+        message = str(problem["msg"]).removeprefix("Value error, ")[:MAX_SHOWN]
         if problem["type"] == "json_invalid":
             where, message = "", "the body is not valid JSON"
         return json_response(
@@ -159,11 +160,15 @@ def install(app: FastAPI) -> None:
             status=400,
         )
 
-    async def http(_: Request, error: Exception) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        message = str(error.detail)
+        if error.status_code in (404, 405):
+            asked = f"{request.method} {request.url.path}"[:MAX_SHOWN]
+            message = f"This server has no {asked}; GET /openapi.json lists what it has."
         return json_response(
             body_of(
-                str(error.detail),
+                message,
                 kind="invalid_request_error",
                 code=_STATUS_CODES.get(error.status_code),
             ),

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 MAX_TEXT = 1_000_000
+TEXT = "text"
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Name = Annotated[str, Field(max_length=200)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -18,24 +19,29 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
 
-class TextPart(Wire):
-    """One part of a message's content."""
+class Part(Wire):
+    """One part of a message's content; only text is read."""
 
-    type: Literal["text"]
-    text: Text
+    type: Name
+    text: Text = ""
 
 
 class ChatMessage(Wire):
     """One turn of the conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(max_length=100)] | None = None
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Text | Annotated[list[Part], Field(max_length=100)] | None = None
+
+    @property
+    def parts(self) -> list[Part]:
+        """The content as parts."""
+        if isinstance(self.content, list):
+            return self.content
+        return [Part(type=TEXT, text=self.content or "")]
 
     def plain(self) -> str:
         """The text of all parts."""
-        if isinstance(self.content, list):
-            return "\n".join(part.text for part in self.content)
-        return self.content or ""
+        return "\n".join(part.text for part in self.parts if part.type == TEXT)
 
 
 class StreamOptions(Wire):
@@ -44,8 +50,18 @@ class StreamOptions(Wire):
     include_usage: bool = False
 
 
+class ResponseFormat(Wire):
+    """What an answer looks like: sentences with citations, never JSON."""
+
+    type: Literal["text"] = "text"
+
+
 class ChatRequest(Wire):
-    """Body of ``POST /v1/chat/completions``. Fields below ``seed`` are ours."""
+    """Body of ``POST /v1/chat/completions``. Fields below ``logprobs`` are ours.
+
+    What a client asks for and would miss in the answer is refused by name; wishes that a model is
+    free not to use (``tools`` with ``tool_choice: auto``) are ignored.
+    """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=500)]
     model: Name = ""
@@ -58,6 +74,9 @@ class ChatRequest(Wire):
     stop: Name | Annotated[list[Name], Field(max_length=16)] | None = None
     n: Literal[1] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    response_format: ResponseFormat | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    logprobs: Literal[False] | None = None
     k: Annotated[int, Field(ge=1, le=100)] | None = None
     mode: Literal["hybrid", "vector", "text"] | None = None
     filter: Text | None = None
@@ -67,8 +86,12 @@ class ChatRequest(Wire):
     @field_validator("messages")
     @classmethod
     def _ends_with_a_question(cls, messages: list[ChatMessage]) -> list[ChatMessage]:
-        if messages[-1].role != "user" or not messages[-1].plain().strip():
+        last = messages[-1]
+        if last.role != "user" or not last.plain().strip():
             raise ValueError("the last message must be the user's, with text")
+        for part in last.parts:
+            if part.type != TEXT:
+                raise ValueError(f"the last message has a part {part.type!r}, only text is read")
         return messages
 
     @property
@@ -100,6 +123,7 @@ class EmbeddingsRequest(Wire):
     )
     model: Name = ""
     encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
     input_type: Literal["query", "document"] = "query"
 
 

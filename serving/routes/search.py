@@ -68,6 +68,12 @@ async def create_embeddings(
             code="model_not_found",
             param="model",
         )
+    if body.dimensions not in (None, embedder.fingerprint.dimension):
+        raise ApiError(
+            f"{embedder.fingerprint.model} makes vectors of {embedder.fingerprint.dimension} "
+            "dimensions only.",
+            param="dimensions",
+        )
     texts = [body.input] if isinstance(body.input, str) else body.input
 
     def work() -> tuple[Any, int]:

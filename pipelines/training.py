@@ -5,7 +5,6 @@ Runs with the ``train`` extra alone: no feature store, no embedder, no network.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rag_fti import contracts, ids, prompts
 from rag_fti.config import Settings
-from rag_fti.contracts import Check, Contract, ContractRun, Outcome
+from rag_fti.contracts import Check, Contract, ContractReport, ContractRun, Outcome
 from rag_fti.datasets import SPLITS, DatasetVersion, open_dataset
 from rag_fti.datasets.storage import PREFERENCES
 from rag_fti.errors import ContractViolation, DatasetError, IncompatibleArtifact
@@ -26,10 +25,9 @@ from rag_fti.schemas import field_table, instructions_schema
 if TYPE_CHECKING:
     from rag_fti.evaluation.calibration import Calibration
     from rag_fti.models.causal import BaseModel
-    from rag_fti.training.job import JobOptions, JobResult
+    from rag_fti.training.job import JobResult
 
 PIPELINE = "training"
-_EMBEDDED_LAYERS = 2
 _CALIBRATION_ROWS = 400
 
 
@@ -128,17 +126,7 @@ class TrainingSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """The promised keys of ``train --json``."""
-        return {
-            "run_id": self.run_id,
-            "model": self.model,
-            "version": self.version,
-            "dataset": self.dataset,
-            "metrics": self.metrics,
-            "seconds": self.seconds,
-            "tokens_per_second": self.tokens_per_second,
-            "contract": self.contract,
-            "path": self.path,
-        }
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 def run(
@@ -178,25 +166,34 @@ def run(
     contract = ContractRun(CONTRACT, run_id=run_id, report_path=report_path)
     registry = Registry.open(settings.storage.registry_uri)
     _require(contract, dataset, load_tokenizer(base.location).chat_template)
+
+    def summary(
+        metrics: Mapping[str, Any], report: ContractReport, version: ModelVersion | None = None
+    ) -> TrainingSummary:
+        return TrainingSummary(
+            run_id=run_id,
+            model=config.model_name,
+            version=version.version if version else None,
+            dataset=dataset.ref,
+            metrics=dict(metrics),
+            seconds=report.seconds,
+            tokens_per_second=metrics.get("tokens_per_second", 0.0),
+            contract=report.summary(report_path),
+            path=str(version.path) if version else "",
+        )
+
     if reuse and (known := _same_run(registry, config.model_name, work.name)):
         if "challenger" not in registry.aliases(config.model_name):
             # Published, and killed before the alias moved.
             _challenge(registry, known, dataset, run_id, report_path)
-        report = contract.finish({"too_long_share": 0.0})
-        metrics = dict(known.manifest["metrics"])
-        return TrainingSummary(
-            run_id, config.model_name, known.version, dataset.ref, metrics, report.seconds,
-            metrics["tokens_per_second"], report.summary(report_path), str(known.path),
-        )  # fmt: skip
+        return summary(known.manifest["metrics"], contract.finish({"too_long_share": 0.0}), known)
     if dry_run:
-        report = contract.finish({"too_long_share": 0.0})
         counts = {f"{split}_rows": rows for split, rows in dataset.manifest["splits"].items()}
-        return TrainingSummary(
-            run_id, config.model_name, None, dataset.ref, counts, 0.0, 0.0,
-            report.summary(report_path),
-        )  # fmt: skip
+        return summary(counts, contract.finish({"too_long_share": 0.0}))
 
-    from rag_fti.training.job import run_job
+    from rag_fti.training.job import configured_options, run_job
+    from rag_fti.training.reporting import write_papers
+    from rag_fti.training.saving import save_adapter, save_merged
 
     progress.note(f"training {config.base_model} on {dataset.ref} ({work.name})")
     result = run_job(
@@ -204,7 +201,7 @@ def run(
         dataset.rows("train").to_pylist(),
         dataset.rows("validation").to_pylist(),
         preferences=_preferences(dataset),
-        options=job_options(settings),
+        options=configured_options(config),
         work=work,
         resume=resume,
         progress=progress,
@@ -219,10 +216,7 @@ def run(
     }
     contract.hold(facts)
     if not _first_process():
-        report = contract.finish(facts)
-        return _summary(run_id, settings, None, dataset, result, report, report_path, "")
-
-    from rag_fti.training.saving import save_adapter, save_merged
+        return summary(metrics, contract.finish(facts))
 
     staged = work / "model"
     shutil.rmtree(staged, ignore_errors=True)
@@ -239,7 +233,19 @@ def run(
     contract.ensure(facts)
     report = contract.finish(facts)
     calibration = _calibrate(settings, dataset, result, progress)
-    _write_papers(staged, settings, dataset, base, result, report.to_dict(), calibration)
+    write_papers(
+        staged,
+        name=config.model_name,
+        base=base,
+        dataset=dataset,
+        result=result,
+        calibration=calibration,
+        contract=report.to_dict(),
+        facts={
+            "LoRA": f"rank {config.lora.rank}, alpha {config.lora.alpha:g}, {config.lora.targets}",
+            "seed": config.seed,
+        },
+    )
     if config.merge:
         save_merged(result.model, result.tokenizer, staged / "merged")
     manifest = {
@@ -252,9 +258,7 @@ def run(
     _challenge(registry, version, dataset, run_id, report_path)
     # Nothing is left to resume.
     shutil.rmtree(work)
-    return _summary(
-        run_id, settings, version.version, dataset, result, report, report_path, str(version.path)
-    )
+    return summary(metrics, report, version)
 
 
 def _calibrate(
@@ -293,22 +297,6 @@ def _challenge(
 def _preferences(dataset: DatasetVersion) -> list[dict[str, Any]]:
     rows = dataset.rows(PREFERENCES).to_pylist() if dataset.has(PREFERENCES) else []
     return list(rows)
-
-
-def job_options(settings: Settings) -> JobOptions:
-    """The training section as the library takes it."""
-    from rag_fti.training.job import JobOptions, LoraOptions
-
-    config = settings.training
-    shared = {
-        name: getattr(config, name)
-        for name in JobOptions.__dataclass_fields__
-        if name not in ("lora",)
-    }
-    lora = config.lora.model_dump()
-    if lora["last_layers"] is None:
-        lora["last_layers"] = _EMBEDDED_LAYERS if config.base_model == "embedded" else 0
-    return JobOptions(lora=LoraOptions(**lora), **shared)
 
 
 def _require(contract: ContractRun, dataset: DatasetVersion, chat_template: str | None) -> None:
@@ -382,108 +370,6 @@ def _manifest(
         },
         "metrics": result.metrics,
     }
-
-
-def _write_papers(
-    folder: Path,
-    settings: Settings,
-    dataset: DatasetVersion,
-    base: BaseModel,
-    result: JobResult,
-    contract_report: Mapping[str, Any],
-    calibration: Calibration,
-) -> None:
-    """Card, report, curves and figures beside the weights."""
-    from rag_fti.evaluation.calibration import draw_risk_coverage
-    from rag_fti.training.reporting import draw_losses, licence_of, render_card, render_report
-
-    config = settings.training
-    facts = {
-        "base model": f"{base.reference} {base.revision}".strip(),
-        "base weights": base.weights_digest[:16],
-        "dataset": dataset.ref,
-        "LoRA": f"rank {config.lora.rank}, alpha {config.lora.alpha:g}, {config.lora.targets}",
-        "seed": config.seed,
-    }
-    title = f"{config.model_name} on {dataset.ref}"
-    draw_losses(
-        folder / "loss.png",
-        train=result.fit.losses(),
-        validation=result.fit.validation_losses(),
-        best_step=result.fit.best_step,
-    )
-    draw_risk_coverage(folder / "risk_coverage.png", {config.model_name: calibration})
-    shown = {key: value for key, value in result.metrics.items() if value is not None}
-    (folder / "report.md").write_text(
-        render_report(
-            title=title,
-            facts=facts,
-            metrics=shown,
-            switches=result.switches,
-            samples=result.samples,
-            calibration=_calibration_table(calibration),
-            dataset={"rows": dataset.manifest["splits"], **_counts(dataset)},
-        ),
-        encoding="utf-8",
-    )
-    (folder / "README.md").write_text(
-        render_card(
-            name=config.model_name,
-            base_model=base.reference,
-            dataset=dataset.ref,
-            licence=licence_of(base.location),
-            metrics={"validation loss": result.metrics["validation_loss"]},
-            facts=facts,
-        ),
-        encoding="utf-8",
-    )
-    for name, value in (
-        ("metrics.json", result.metrics),
-        ("calibration.json", calibration.to_dict()),
-        ("contract.json", dict(contract_report)),
-        ("losses.json", result.fit.history),
-    ):
-        (folder / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-
-
-def _calibration_table(calibration: Calibration) -> dict[str, Any]:
-    shown = ("coverage", "risk", "false_abstention", "abstention_recall")
-    return {
-        "validation questions": calibration.questions,
-        "area under the risk-coverage curve": calibration.aurc,
-        "withheld below": calibration.abstain_below,
-        "with this threshold": {name: getattr(calibration.chosen, name) for name in shown},
-        "without": {name: getattr(calibration.without, name) for name in shown},
-    }
-
-
-def _counts(dataset: DatasetVersion) -> dict[str, Any]:
-    return {
-        key: dataset.manifest[key] for key in ("generators", "filters") if key in dataset.manifest
-    }
-
-
-def _summary(
-    run_id: str,
-    settings: Settings,
-    version: int | None,
-    dataset: DatasetVersion,
-    result: JobResult,
-    report: contracts.ContractReport,
-    report_path: Path,
-    path: str,
-) -> TrainingSummary:
-    return TrainingSummary(
-        run_id=run_id,
-        model=settings.training.model_name,
-        version=version,
-        dataset=dataset.ref,
-        metrics=result.metrics,
-        seconds=report.seconds,
-        tokens_per_second=result.metrics["tokens_per_second"],
-        contract=report.summary(report_path),
-        path=path,
-    )
 
 
 def _first_process() -> bool:

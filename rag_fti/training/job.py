@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -37,9 +37,13 @@ from rag_fti.training.throughput import (
     peak_memory_bytes,
 )
 
+if TYPE_CHECKING:
+    from rag_fti.config.training import TrainingConfig
+
 logger = logging.getLogger(__name__)
 
 _CPU_ROWS = 4
+_EMBEDDED_LAYERS = 2
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -86,6 +90,20 @@ class JobOptions:
     seed: int = 17
     samples: int = 4
     trackers: tuple[str, ...] = ()
+
+
+def configured_options(config: TrainingConfig) -> JobOptions:
+    """A configuration section as options.
+
+    Of the embedded base model only the last layers are trained where nothing is said of them.
+    """
+    lora = config.lora.model_dump()
+    if lora["last_layers"] is None:
+        lora["last_layers"] = _EMBEDDED_LAYERS if config.base_model == "embedded" else 0
+    shared = {
+        name: getattr(config, name) for name in JobOptions.__dataclass_fields__ if name != "lora"
+    }
+    return JobOptions(lora=LoraOptions(**lora), **shared)
 
 
 @dataclass

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+
+from rag_fti.datasets import DatasetVersion
+from rag_fti.evaluation.calibration import Calibration, draw_risk_coverage
+
+if TYPE_CHECKING:
+    from rag_fti.models.causal import BaseModel
+    from rag_fti.training.job import JobResult
 
 
 @dataclass(frozen=True)
@@ -18,6 +26,85 @@ class Sample:
     expected: str
     before: str
     after: str
+
+
+def write_papers(
+    folder: Path,
+    *,
+    name: str,
+    base: BaseModel,
+    dataset: DatasetVersion,
+    result: JobResult,
+    calibration: Calibration,
+    contract: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> None:
+    """Write card, report, curves and figures beside the weights.
+
+    Args:
+        folder: Where the weights are.
+        name: The model's name in the registry.
+        base: What was fine-tuned.
+        dataset: On what.
+        result: What came of it.
+        calibration: When its answers are withheld.
+        contract: The run's report.
+        facts: Further lines for the first table.
+    """
+    facts = {
+        "base model": f"{base.reference} {base.revision}".strip(),
+        "base weights": base.weights_digest[:16],
+        "dataset": dataset.ref,
+        **facts,
+    }
+    draw_losses(
+        folder / "loss.png",
+        train=result.fit.losses(),
+        validation=result.fit.validation_losses(),
+        best_step=result.fit.best_step,
+    )
+    draw_risk_coverage(folder / "risk_coverage.png", {name: calibration})
+    origin = dataset.manifest
+    report = render_report(
+        title=f"{name} on {dataset.ref}",
+        facts=facts,
+        metrics={key: value for key, value in result.metrics.items() if value is not None},
+        switches=result.switches,
+        samples=result.samples,
+        calibration=_calibration_table(calibration),
+        dataset={
+            "rows": origin["splits"],
+            **{key: origin[key] for key in ("generators", "filters") if key in origin},
+        },
+    )
+    card = render_card(
+        name=name,
+        base_model=base.reference,
+        dataset=dataset.ref,
+        licence=licence_of(base.location),
+        metrics={"validation loss": result.metrics["validation_loss"]},
+        facts=facts,
+    )
+    (folder / "report.md").write_text(report, encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    for file, value in (
+        ("metrics.json", result.metrics),
+        ("calibration.json", calibration.to_dict()),
+        ("contract.json", dict(contract)),
+        ("losses.json", result.fit.history),
+    ):
+        (folder / file).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def _calibration_table(calibration: Calibration) -> dict[str, Any]:
+    shown = ("coverage", "risk", "false_abstention", "abstention_recall")
+    return {
+        "validation questions": calibration.questions,
+        "area under the risk-coverage curve": calibration.aurc,
+        "withheld below": calibration.abstain_below,
+        "with this threshold": {key: getattr(calibration.chosen, key) for key in shown},
+        "without": {key: getattr(calibration.without, key) for key in shown},
+    }
 
 
 def draw_losses(

@@ -95,6 +95,21 @@ def test_questions_that_were_trained_on_are_refused(settings: Settings, tmp_path
         judge(with_section(settings, "evaluation", questions=(seen,)), "1", LENIENT)
 
 
+def test_without_its_dataset_nobody_knows_what_a_version_has_seen(settings: Settings) -> None:
+    registry = Registry.open(settings.storage.registry_uri)
+    first = registry.version("assistant", 1)
+    manifest = {**first.manifest, "dataset": "gone@000000000000"}
+    version = registry.publish("assistant", first.path, manifest)
+    summary = model_validation.run(
+        with_section(settings, "evaluation", gates=LENIENT), version.ref, embedder=HashEmbedder(),
+        dry_run=True,
+    )  # fmt: skip
+    checks = json.loads(Path(summary.contract["report"]).read_text())["results"]
+    (unseen,) = [check for check in checks if check["name"] == "questions unseen"]
+    assert (unseen["ok"], unseen["value"]) == (True, "unknown")
+    assert json.loads(Path(summary.report).read_text())["of them near training rows"] == "unknown"
+
+
 def test_a_damaged_version_is_refused(settings: Settings) -> None:
     registry = Registry.open(settings.storage.registry_uri)
     version = registry.publish("assistant", registry.version("assistant", 1).path, {"dataset": ""})

@@ -6,31 +6,24 @@ done is on disk after every batch, so an interrupted run goes on where it stoppe
 
 from __future__ import annotations
 
-import csv
-import json
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rag_fti import contracts, ids
 from rag_fti.config import Settings
 from rag_fti.contracts import Check, Contract, ContractRun, Outcome
-from rag_fti.errors import ConfigError, InferenceError, SourceError
-from rag_fti.files import write_bytes_atomic
 from rag_fti.progress import Progress, Silent
-from rag_fti.schemas import Answer, field_table, predictions_schema
+from rag_fti.schemas import field_table, predictions_schema
 
 if TYPE_CHECKING:
     from rag_fti.feature_store import FeatureStore
     from rag_fti.inference import Engine
 
 PIPELINE = "batch_inference"
-OUTPUT_SUFFIXES = (".jsonl", ".parquet", ".csv")
 
 
 def _no_repeated(facts: Mapping[str, Any]) -> Outcome:
@@ -128,14 +121,6 @@ class Summary:
         }
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One line of the input."""
-
-    id: str
-    question: str
-
-
 def run(
     settings: Settings,
     questions_file: Path,
@@ -170,6 +155,8 @@ def run(
     """
     from rag_fti.feature_store import FeatureStore
     from rag_fti.inference import build_engine
+    from rag_fti.inference.batch_files import WorkFile, check_output, read_input, write_output
+    from rag_fti.inference.predictions import answer_all, measure, publish
 
     progress = progress or Silent()
     started = time.monotonic()
@@ -231,8 +218,8 @@ def run(
         run_id=run_id,
         progress=progress,
     )
-    contract.hold(facts_of(predictions, store, snapshot=snapshot, model=engine.model))
-    publish_rows(store, predictions, run_id=run_id)
+    contract.hold(measure(predictions, store, snapshot=snapshot, model=engine.model))
+    publish(store, predictions, run_id=run_id)
     stored = store.rows("predictions", where=f"run_id = '{run_id}'")
     contract.ensure(
         {
@@ -261,267 +248,6 @@ def run(
         seconds=seconds,
         contract=report.summary(report_path),
     )
-
-
-def answer_all(
-    engine: Engine,
-    asked: Sequence[Asked],
-    done: Sequence[dict[str, Any]],
-    *,
-    work: WorkFile,
-    batch_size: int,
-    at: str,
-    collections: Sequence[str] | None,
-    run_id: str,
-    progress: Progress,
-) -> list[dict[str, Any]]:
-    """Predictions of all questions, those of an interrupted run first; each batch is kept."""
-    started = time.monotonic()
-    if done:
-        progress.note(f"Going on after {len(done)} of {len(asked)} questions.")
-    predictions = list(done)
-    progress.update("answering questions", len(predictions), len(asked))
-    while len(predictions) < len(asked):
-        batch = asked[len(predictions) : len(predictions) + batch_size]
-        rows = answer_batch(engine, batch, at=at, collections=collections, run_id=run_id)
-        work.add(rows)
-        predictions.extend(rows)
-        rate = (len(predictions) - len(done)) / max(1e-9, time.monotonic() - started)
-        progress.update(
-            "answering questions", len(predictions), len(asked), detail=f"{rate:.1f} questions/s"
-        )
-    return predictions
-
-
-def answer_batch(
-    engine: Engine,
-    batch: Sequence[Asked],
-    *,
-    at: str,
-    collections: Sequence[str] | None,
-    run_id: str,
-) -> list[dict[str, Any]]:
-    """One prediction per question; a question that cannot be answered carries its error.
-
-    Raises:
-        StoreError: If the store fails; that is not the question's fault.
-    """
-    options: dict[str, Any] = {"at": at, "collections": collections}
-    try:
-        answers = engine.answer_many([item.question for item in batch], **options)
-        return [prediction(item, a, run_id=run_id) for item, a in zip(batch, answers, strict=True)]
-    except InferenceError as error:
-        if len(batch) > 1:
-            # One of them does not fit or makes the model fail: find out which.
-            return [
-                row
-                for item in batch
-                for row in answer_batch(
-                    engine, [item], at=at, collections=collections, run_id=run_id
-                )
-            ]
-        return [failure(batch[0], str(error), model=engine.model, snapshot=at, run_id=run_id)]
-
-
-def prediction(item: Asked, answer: Answer, *, run_id: str) -> dict[str, Any]:
-    """An answer as a row of ``predictions``."""
-    return {
-        **_common(item, run_id=run_id),
-        "answer": answer.answer,
-        "abstained": answer.abstained,
-        "citations": json.dumps([c.to_dict() for c in answer.citations], ensure_ascii=False),
-        "model": answer.model,
-        "snapshot": answer.snapshot,
-        "error": "",
-    }
-
-
-def failure(item: Asked, error: str, *, model: str, snapshot: str, run_id: str) -> dict[str, Any]:
-    """A question without an answer as a row of ``predictions``."""
-    return {
-        **_common(item, run_id=run_id),
-        "answer": "",
-        "abstained": False,
-        "citations": "[]",
-        "model": model,
-        "snapshot": snapshot,
-        "error": error,
-    }
-
-
-def _common(item: Asked, *, run_id: str) -> dict[str, Any]:
-    return {
-        "prediction_id": ids.content_id("prediction", run_id, item.id),
-        "run_id": run_id,
-        "question_id": item.id,
-        "question": item.question,
-        "created_at": datetime.now(UTC).isoformat(),
-    }
-
-
-def facts_of(
-    predictions: Sequence[Mapping[str, Any]], store: FeatureStore, *, snapshot: str, model: str
-) -> dict[str, Any]:
-    """What the invariants ask for."""
-    citations = [c for row in predictions for c in json.loads(row["citations"])]
-    hits = {
-        hit.chunk_id: hit
-        for hit in store.get_chunks(sorted({c["chunk_id"] for c in citations}), at=snapshot)
-    }
-    loose = 0
-    for citation in citations:
-        hit = hits.get(citation["chunk_id"])
-        if hit is None or hit.document_id != citation["document_id"]:
-            loose += 1
-        elif hit.start <= citation["start"] and citation["end"] <= hit.end:
-            own = hit.text[citation["start"] - hit.start : citation["end"] - hit.start]
-            loose += own != citation["text"]
-    return {
-        "foreign_snapshots": sum(row["snapshot"] != snapshot for row in predictions),
-        "foreign_models": sum(row["model"] != model for row in predictions),
-        "loose_citations": loose,
-    }
-
-
-def publish_rows(
-    store: FeatureStore, predictions: Sequence[Mapping[str, Any]], *, run_id: str
-) -> None:
-    """Append the predictions that the table does not hold yet (after a crash it may)."""
-    known = set(
-        store.rows("predictions", where=f"run_id = '{run_id}'")["prediction_id"].to_pylist()
-    )
-    store.append(
-        "predictions",
-        [
-            {**row, "created_at": datetime.fromisoformat(row["created_at"])}
-            for row in predictions
-            if row["prediction_id"] not in known
-        ],
-    )
-
-
-class WorkFile:
-    """What an interrupted run has done: a header line, then one line per prediction.
-
-    Args:
-        output: The file the run will write in the end.
-    """
-
-    def __init__(self, output: Path) -> None:
-        self.path = output.with_name(f".{output.name}.work.jsonl")
-
-    def open_run(self, job: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Header and predictions of an interrupted run of the same job; empty where none is."""
-        if not self.path.is_file():
-            return {}, []
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if not whole:
-            return {}, []
-        if whole < len(content):
-            os.truncate(self.path, whole)  # a torn last line is done again
-        lines = content[:whole].split(b"\n")[:-1]
-        header = json.loads(lines[0])
-        if header.get("job") != json.loads(json.dumps(job)):
-            return {}, []
-        return header, [json.loads(line) for line in lines[1:]]
-
-    def start(self, header: Mapping[str, Any]) -> None:
-        """Begin a new run."""
-        write_bytes_atomic(self.path, json.dumps(header).encode() + b"\n")
-
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Put finished predictions on disk."""
-        data = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
-        with self.path.open("ab") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-
-    def remove(self) -> None:
-        """The run is complete."""
-        self.path.unlink(missing_ok=True)
-
-
-def check_output(output: Path) -> None:
-    """Refuse an output that cannot be written, before anything is computed.
-
-    Raises:
-        ConfigError: If the suffix is unknown or the directory is not there.
-    """
-    if output.suffix.lower() not in OUTPUT_SUFFIXES:
-        raise ConfigError(
-            f"Cannot tell the format of {output}.",
-            next_step=f"End its name in one of {', '.join(OUTPUT_SUFFIXES)}.",
-        )
-    if not output.parent.is_dir() or output.is_dir():
-        raise ConfigError(
-            f"{output} cannot be written: "
-            + ("it is a directory." if output.is_dir() else f"there is no {output.parent}."),
-        )
-
-
-def read_input(path: Path) -> list[Asked]:
-    """The questions of a file, by its suffix.
-
-    Raises:
-        SourceError: If it cannot be read.
-    """
-    from rag_fti.evaluation.questions import question_ids, read_questions, read_rows
-
-    suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".ndjson", ".json"):
-        return [Asked(q.id, q.question) for q in read_questions(path)]
-    rows: list[Mapping[str, Any]]
-    try:
-        if suffix in (".csv", ".tsv"):
-            rows = [row for _, row in read_rows(path)]
-        elif suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            rows = pq.read_table(path).to_pylist()
-        else:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            rows = [{"question": line} for line in lines]
-        given = [(str(row.get("id") or ""), str(row["question"] or "").strip()) for row in rows]
-    except (OSError, UnicodeDecodeError, ValueError, KeyError) as error:
-        what = f"no column {error}" if isinstance(error, KeyError) else error
-        raise SourceError(
-            f"Cannot read the questions in {path}: {what}.",
-            next_step="Give JSONL, CSV or Parquet with a column question, or text lines.",
-        ) from error
-    asked = [(own, text) for own, text in given if text]
-    names = question_ids(asked)
-    return [Asked(name, text) for name, (_, text) in zip(names, asked, strict=True)]
-
-
-def write_output(output: Path, predictions: Sequence[Mapping[str, Any]]) -> None:
-    """Write the file, all of it or nothing."""
-    rows = [{**row, "citations": json.loads(row["citations"])} for row in predictions]
-    if output.suffix.lower() == ".jsonl":
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-        write_bytes_atomic(output, ("\n".join(lines) + "\n").encode("utf-8"))
-        return
-    import io
-
-    import pyarrow as pa
-
-    table = pa.Table.from_pylist(
-        [{**r, "created_at": datetime.fromisoformat(r["created_at"])} for r in predictions],
-        schema=predictions_schema(),
-    )
-    if output.suffix.lower() == ".parquet":
-        import pyarrow.parquet as pq
-
-        buffer = io.BytesIO()
-        pq.write_table(table, buffer)
-        write_bytes_atomic(output, buffer.getvalue())
-        return
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=table.column_names)
-    writer.writeheader()
-    writer.writerows(predictions)
-    write_bytes_atomic(output, text.getvalue().encode("utf-8"))
 
 
 if __name__ == "__main__":

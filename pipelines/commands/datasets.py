@@ -13,6 +13,7 @@ from pipelines.commands.options import (
     DryRun,
     Json,
     Overrides,
+    QuestionFiles,
     run_command,
     settings_from,
 )
@@ -41,9 +42,7 @@ def build(
         str | None, typer.Option(help="Only documents of this collection.")
     ] = None,
     at: Annotated[str | None, typer.Option(help="Snapshot or tag of the feature store.")] = None,
-    pairs: Annotated[
-        list[Path] | None, typer.Option(help="Question file; may be given again.")
-    ] = None,
+    pairs: QuestionFiles = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:

@@ -10,8 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.commands.options import (
+    At,
+    Collections,
     ConfigFiles,
     DryRun,
+    Filter,
+    Hits,
     Json,
     Overrides,
     run_command,
@@ -187,20 +191,12 @@ def render_delete(summary: Mapping[str, Any]) -> str:
 
 def search(
     query: Annotated[str, typer.Argument(help="What to look for.")],
-    k: Annotated[int | None, typer.Option("-k", help="Most hits.")] = None,
+    k: Hits = None,
     mode: Annotated[str | None, typer.Option(help="hybrid, vector or text.")] = None,
-    where: Annotated[
-        str | None,
-        typer.Option("--filter", help="SQL over chunk columns, e.g. \"source = 'a.md'\""),
-    ] = None,
-    at: Annotated[str, typer.Option(help="Snapshot or tag to search; empty is the newest.")] = "",
-    collection: Annotated[
-        list[str] | None, typer.Option(help="Only these collections; may be given again.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings, for example retrieval.k=8."),
-    ] = None,
+    where: Filter = None,
+    at: At = "",
+    collection: Collections = None,
+    overrides: Overrides = None,
     config: ConfigFiles = None,
     as_json: Json = False,
 ) -> None:

@@ -9,9 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.commands.options import (
+    At,
+    Collections,
     ConfigFiles,
     DryRun,
+    Filter,
+    Hits,
     Json,
+    Model,
     Overrides,
     run_command,
     settings_from,
@@ -74,11 +79,9 @@ def batch(
     out: Annotated[Path, typer.Option("--out", help="File to write: .jsonl, .parquet or .csv.")],
     overrides: Overrides = None,
     config: ConfigFiles = None,
-    model: Annotated[str, typer.Option("--model", help="name@version, an alias, or base.")] = "",
-    at: Annotated[str, typer.Option("--at", help="Snapshot or tag to answer on.")] = "",
-    collection: Annotated[
-        list[str] | None, typer.Option("--collection", help="Only this one; may be repeated.")
-    ] = None,
+    model: Model = "",
+    at: At = "",
+    collection: Collections = None,
     resume: Annotated[
         bool | None, typer.Option("--resume/--restart", help="Go on with an interrupted run.")
     ] = None,
@@ -227,15 +230,11 @@ def ask(
         list[str], typer.Argument(metavar="QUESTION [KEY=VALUE]...", help="What to ask.")
     ],
     config: ConfigFiles = None,
-    model: Annotated[str, typer.Option("--model", help="name@version, an alias, or base.")] = "",
-    k: Annotated[int | None, typer.Option("-k", help="Passages to retrieve.")] = None,
-    where: Annotated[
-        str | None, typer.Option("--filter", help="SQL over the chunk columns.")
-    ] = None,
-    at: Annotated[str, typer.Option("--at", help="Snapshot or tag to read.")] = "",
-    collection: Annotated[
-        list[str] | None, typer.Option("--collection", help="Only this one; may be repeated.")
-    ] = None,
+    model: Model = "",
+    k: Hits = None,
+    where: Filter = None,
+    at: At = "",
+    collection: Collections = None,
     as_json: Json = False,
 ) -> None:
     """Answer one question with citations."""

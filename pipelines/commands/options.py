@@ -30,6 +30,20 @@ Overrides = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")]
+Hits = Annotated[int | None, typer.Option("-k", help="Most passages.")]
+Filter = Annotated[
+    str | None, typer.Option("--filter", help="SQL over chunk columns, e.g. \"source = 'a.md'\"")
+]
+At = Annotated[str, typer.Option("--at", help="Snapshot or tag to read; empty is the newest.")]
+Collections = Annotated[
+    list[str] | None,
+    typer.Option("--collection", help="Only this collection; may be given again."),
+]
+Model = Annotated[str, typer.Option("--model", help="name@version, an alias, or base.")]
+QuestionFiles = Annotated[
+    list[Path] | None, typer.Option(help="Question file; may be given again.")
+]
+NewDirectory = Annotated[Path, typer.Argument(help="Directory that does not exist yet.")]
 
 _OVERRIDE = re.compile(r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)+=")
 

@@ -14,7 +14,9 @@ from pipelines.commands.options import (
     ConfigFiles,
     DryRun,
     Json,
+    NewDirectory,
     Overrides,
+    QuestionFiles,
     run_command,
     settings_from,
     split_overrides,
@@ -25,6 +27,11 @@ if TYPE_CHECKING:
     from rag_fti.config import Settings
     from rag_fti.registry import ModelVersion, Registry
 
+Dataset = Annotated[
+    str | None, typer.Option(help="name@version, name@latest, or a dataset directory.")
+]
+BaseModel = Annotated[str | None, typer.Option(help="'embedded', a hub id or a directory.")]
+Alias = Annotated[str, typer.Option(help="Alias to move.")]
 Version = Annotated[str, typer.Argument(help="name@version, name@alias, or an alias.")]
 
 
@@ -54,12 +61,8 @@ def register(app: typer.Typer) -> None:
 def train(
     overrides: Overrides = None,
     config: ConfigFiles = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="name@version, name@latest, or a dataset directory.")
-    ] = None,
-    base_model: Annotated[
-        str | None, typer.Option(help="'embedded', a hub id or a directory.")
-    ] = None,
+    dataset: Dataset = None,
+    base_model: BaseModel = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")
     ] = False,
@@ -83,15 +86,11 @@ def train(
 
 
 def train_bundle(
-    target: Annotated[Path, typer.Argument(help="Directory that does not exist yet.")],
+    target: NewDirectory,
     overrides: Overrides = None,
     config: ConfigFiles = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="name@version, name@latest, or a dataset directory.")
-    ] = None,
-    base_model: Annotated[
-        str | None, typer.Option(help="'embedded', a hub id or a directory.")
-    ] = None,
+    dataset: Dataset = None,
+    base_model: BaseModel = None,
     include_base_model: Annotated[
         bool, typer.Option(help="Copy the base model in, so that no hub is needed.")
     ] = True,
@@ -181,7 +180,7 @@ def models_history(
 
 def models_export(
     version: Version,
-    target: Annotated[Path, typer.Argument(help="Directory that does not exist yet.")],
+    target: NewDirectory,
     overrides: Overrides = None,
     config: ConfigFiles = None,
     as_json: Json = False,
@@ -224,7 +223,7 @@ def models_import(
 
 def models_merge(
     version: Version,
-    target: Annotated[Path, typer.Argument(help="Directory that does not exist yet.")],
+    target: NewDirectory,
     overrides: Overrides = None,
     config: ConfigFiles = None,
     as_json: Json = False,
@@ -297,9 +296,7 @@ def evaluate(
     version: Annotated[str, typer.Argument(help="name@version, alias, or number.")],
     overrides: Overrides = None,
     config: ConfigFiles = None,
-    questions: Annotated[
-        list[Path] | None, typer.Option(help="Question file; may be given again.")
-    ] = None,
+    questions: QuestionFiles = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -322,7 +319,7 @@ def promote(
     version: Version,
     overrides: Overrides = None,
     config: ConfigFiles = None,
-    alias: Annotated[str, typer.Option(help="Alias to move.")] = "champion",
+    alias: Alias = "champion",
     why: Annotated[str, typer.Option(help="Reason, for the history.")] = "promoted by hand",
     as_json: Json = False,
 ) -> None:
@@ -343,7 +340,7 @@ def rollback(
     name: Annotated[str, typer.Argument(help="Model name; the only one when left out.")] = "",
     overrides: Overrides = None,
     config: ConfigFiles = None,
-    alias: Annotated[str, typer.Option(help="Alias to move.")] = "champion",
+    alias: Alias = "champion",
     why: Annotated[str, typer.Option(help="Reason, for the history.")] = "rolled back by hand",
     as_json: Json = False,
 ) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rag_fti.errors import ConfigError
+from rag_fti.models.lengths import CPU_BATCH_SIZE, encode_by_length
 from rag_fti.protocols import Vectors
 
 _EXPORT_VERSION = 1
@@ -46,7 +47,7 @@ class CompiledModel:
         weights_digest: Of its weights; names the export in the cache.
         runtime: ``onnx`` (ONNX Runtime) or ``openvino``.
         dtype: ``auto``, ``float32``, ``int8``; with OpenVINO also ``bfloat16`` and ``float16``.
-        batch_size: Texts per forward pass.
+        batch_size: Texts per forward pass; 0 is what suits a CPU.
         max_tokens: What is longer is cut.
 
     Raises:
@@ -60,7 +61,7 @@ class CompiledModel:
         weights_digest: str,
         runtime: str,
         dtype: str = "auto",
-        batch_size: int = 32,
+        batch_size: int = 0,
         max_tokens: int,
     ) -> None:
         require_runtime(runtime, int8=dtype == "int8")
@@ -68,9 +69,9 @@ class CompiledModel:
         about = json.loads((folder / "export.json").read_text(encoding="utf-8"))
         file = quantized(folder, runtime=runtime) if dtype == "int8" else folder / "model.onnx"
         self._run = _onnx(file) if runtime == "onnx" else _openvino(file, dtype)
-        self._inputs = about["inputs"]
-        self._batch_size = batch_size
-        self._tokenizer = _tokenizer(folder, about)
+        self._about = about
+        self._batch_size = batch_size or CPU_BATCH_SIZE
+        self._tokenizer = _tokenizer(folder, about["max_tokens"])
 
     def encode(self, texts: Sequence[str], *, stored: bool) -> Vectors:
         """Vectors of texts, float32 of shape ``(len(texts), dimension)``.
@@ -79,16 +80,12 @@ class CompiledModel:
             texts: At least one.
             stored: Questions and stored texts are computed alike here.
         """
-        # Like lengths together, so that little of a batch is padding.
-        order = sorted(range(len(texts)), key=lambda number: -len(texts[number]))
-        parts = []
-        for start in range(0, len(order), self._batch_size):
-            batch = [texts[number] for number in order[start : start + self._batch_size]]
-            parts.append(self._run(_features(self._tokenizer, batch, self._inputs)))
-        found = np.concatenate(parts)
-        vectors = np.empty_like(found)
-        vectors[order] = found
-        return vectors
+        encodings = self._tokenizer.encode_batch_fast(list(texts))
+
+        def encode(numbers: Sequence[int]) -> Vectors:
+            return self._run(_features([encodings[number] for number in numbers], self._about))
+
+        return encode_by_length([len(e.ids) for e in encodings], self._batch_size, encode)
 
 
 def require_runtime(runtime: str, *, int8: bool) -> None:
@@ -157,10 +154,10 @@ def _quantize_openvino(folder: Path, target: Path) -> None:
 
     nncf.set_log_level(logging.ERROR)
     about = json.loads((folder / "export.json").read_text(encoding="utf-8"))
-    tokenizer = _tokenizer(folder, about)
+    tokenizer = _tokenizer(folder, about["max_tokens"])
     passages = Path(__file__).with_name("calibration.txt").read_text(encoding="utf-8")
     texts = nncf.Dataset(
-        [_features(tokenizer, [text], about["inputs"]) for text in passages.split("\n\n")]
+        [_features([tokenizer.encode(text)], about) for text in passages.split("\n\n")]
     )
     with contextlib.redirect_stdout(sys.stderr):  # its progress bars are not a result
         model = nncf.quantize(
@@ -241,28 +238,33 @@ def _probe(model: Any, texts: Sequence[str]) -> Mapping[str, Any]:
     return features
 
 
-def _tokenizer(folder: Path, about: Mapping[str, Any]) -> Any:
+def _tokenizer(folder: Path, max_tokens: int) -> Any:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(about["max_tokens"])
-    tokenizer.enable_padding(
-        pad_id=about["pad_id"], pad_token=about["pad_token"], direction=about["padding_side"]
-    )
+    tokenizer.enable_truncation(max_tokens)
+    tokenizer.no_padding()
     return tokenizer
 
 
 def _features(
-    tokenizer: Any, texts: Sequence[str], inputs: Sequence[str]
+    encodings: Sequence[Any], about: Mapping[str, Any]
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """Model inputs, each of shape ``(len(texts), longest text)``."""
-    encodings = tokenizer.encode_batch(list(texts))
+    """Model inputs, each of shape ``(len(encodings), longest encoding)``."""
+    length = max(len(encoding.ids) for encoding in encodings)
+    for encoding in encodings:
+        encoding.pad(
+            length,
+            pad_id=about["pad_id"],
+            pad_token=about["pad_token"],
+            direction=about["padding_side"],
+        )
     values = {
         "input_ids": [encoding.ids for encoding in encodings],
         "attention_mask": [encoding.attention_mask for encoding in encodings],
         "token_type_ids": [encoding.type_ids for encoding in encodings],
     }
-    return {name: np.asarray(values[name], dtype=np.int64) for name in inputs}
+    return {name: np.asarray(values[name], dtype=np.int64) for name in about["inputs"]}
 
 
 def _positional(model: Any, inputs: Sequence[str]) -> Any:

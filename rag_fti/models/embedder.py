@@ -158,7 +158,7 @@ class SentenceEmbedder:
         device: str = "auto",
         dtype: str = "auto",
         backend: str = "torch",
-        batch_size: int = 32,
+        batch_size: int = 0,
         processes: int = 1,
         normalize: bool = True,
         query_prompt: str = "",
@@ -172,7 +172,7 @@ class SentenceEmbedder:
             device: Where it runs; ``onnx`` and ``openvino`` run on the CPU.
             dtype: Arithmetic: of stored texts with ``torch``, of all texts otherwise.
             backend: ``torch``, ``onnx`` or ``openvino``.
-            batch_size: Texts per forward pass.
+            batch_size: Texts per forward pass; 0 is what suits the device.
             processes: Worker processes for stored texts.
             normalize: Scale vectors to unit length.
             query_prompt: Text put before questions.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from rag_fti.errors import ConfigError
+from rag_fti.models.lengths import CPU_BATCH_SIZE
 
 
 def pick_device(name: str = "auto") -> str:
@@ -30,6 +31,15 @@ def pick_device(name: str = "auto") -> str:
             next_step="Set device to auto, or install a torch build for it.",
         )
     return name
+
+
+def pick_batch_size(device: str) -> int:
+    """Texts an embedder computes at once.
+
+    Args:
+        device: A torch device name.
+    """
+    return CPU_BATCH_SIZE if device == "cpu" else 128
 
 
 def pick_dtype(name: str, device: str) -> torch.dtype:

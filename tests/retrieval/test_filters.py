@@ -1,9 +1,14 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rag_fti.errors import ConfigError
+from rag_fti.feature_store import FeatureStore
 from rag_fti.retrieval import restrict
+from rag_fti.retrieval.conditions import check_condition
+from tests.inference.corpus import HashEmbedder, fill
 
 
 def test_conditions_are_joined() -> None:
@@ -31,11 +36,77 @@ def test_no_collections_means_nothing_not_everything() -> None:
         "(page > 3",
         "page > 3\n) OR (1=1",
         "x" * 5000,
+        "$$'$$ = 'x') OR (true OR $$'$$ = 'x'",
+        "title = N'x'",
+        "title = 'a' 'b'",
+        "true true",
+        "",
+        "NOT",
+        "page",
+        "page >",
+        "(" * 200 + "true" + ")" * 200,
     ],
 )
 def test_a_filter_cannot_leave_its_parentheses(where: str) -> None:
     with pytest.raises(ConfigError):
+        check_condition(where)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "CAST(text AS INT) > 0",
+        "text::int > 0",
+        "arrow_cast(text, 'Int32') > 0",
+        "1 / (char_length(text) - 35) > 0",
+        "page = text",
+        "page = `text`",
+        'page = "text"',
+        "page IN (text)",
+        "page BETWEEN text AND 3",
+        "page > (text)",
+        "lower(text) > 5",
+        "upper(TEXT) IN (5)",
+        "ingested_at > text",
+        "text > timestamp '2024-01-01 00:00:00'",
+        "length(text) > '3'",
+        "NOT text",
+        "text IS TRUE",
+        "starts_with(ingested_at, 'x')",
+        "regexp_like(title, text)",
+    ],
+)
+def test_a_filter_cannot_fail_on_a_row(where: str) -> None:
+    """Where it could, the error would tell of rows in collections that are not to be seen."""
+    with pytest.raises(ConfigError):
         restrict(where, ["mine"])
+
+
+ACCEPTED = [
+    "source LIKE 'red%' AND page IS NULL",
+    "source NOT LIKE '%.pdf' OR NOT (tokens > -1)",
+    "title IN ('red', 'it''s') AND ordinal BETWEEN 0 AND 3",
+    "start >= 0 AND end < 1000 AND `source` <> 'x' AND \"title\" != 'x'",
+    "SOURCE ilike '%RED%' AND TRUE",
+    "lower(title) = 'red' AND length(text) > 3 AND char_length(text) <= 4000",
+    "starts_with(source, 'red') AND ends_with(source, 'md') AND contains(text, 'password')",
+    "regexp_like(text, 're+d') AND ingested_at > timestamp '2024-01-01 00:00:00'",
+    "ingested_at >= DATE '2024-01-01' OR ingested_at = NULL",
+    "'1' = '1' AND 1 = 1",
+    "collection IN ('blue') OR collection = 'blue' OR true",
+]
+
+
+def test_what_is_accepted_is_sql_and_stays_in_its_collections(tmp_path: Path) -> None:
+    store = FeatureStore.open(str(tmp_path))
+    for name in ("red", "blue"):
+        fill(store, {f"{name}.md": f"The {name} password is swordfish."}, collection=name)
+    vector = HashEmbedder().encode_queries(["password"])[0]
+    for where in ACCEPTED:
+        condition = restrict(where, ["red"])
+        found = [hit.source for hit in store.search_vectors(vector, k=9, where=condition)]
+        assert found == ["red.md"], where
+        assert [h.source for h in store.search_text("password", k=9, where=condition)] == found
 
 
 def test_parentheses_in_strings_are_text() -> None:

@@ -168,6 +168,7 @@ class RequestLog:
             self._pending.clear()
             self._writing = len(batch)
         failed: list[tuple[Table, dict[str, Any]]] = []
+        problem = ""
         tables: tuple[Table, ...] = ("inference_log", "feedback")
         for table in tables:
             rows = [row for name, row in batch if name == table and self._fits(table, row)]
@@ -175,13 +176,13 @@ class RequestLog:
                 continue
             try:
                 self._store.append(table, rows)
-                self.error = ""
             except Exception as error:  # shown by readiness; this thread must go on
                 if not isinstance(error, StoreError):
                     logger.exception("writing the log failed")
                 logger.warning("log rows wait, the store cannot be written: %s", error)
-                self.error = str(error) or type(error).__name__
+                problem = str(error) or type(error).__name__
                 failed.extend((table, row) for row in rows)
+        self.error = problem
         with self._changed:
             self._pending.extendleft(reversed(failed))
             while len(self._pending) > self._max_pending:

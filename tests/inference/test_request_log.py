@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,34 @@ def test_an_outage_is_waited_out_and_a_long_one_is_bounded_and_counted() -> None
     assert store.rows[-1]["response_id"] == "chatcmpl-11"
     assert log.error == ""
     log.close()
+
+
+def test_a_table_that_cannot_be_written_is_told_although_another_can() -> None:
+    class HalfDown(Flaky):
+        def append(self, table: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+            self.down = table == "inference_log"
+            super().append(table, rows)
+
+    store = HalfDown()
+    log = RequestLog(store, flush_seconds=0.05)
+    log.record(ANSWER)
+    log.feedback(
+        {
+            "feedback_id": "fb-1",
+            "response_id": ANSWER.id,
+            "created_at": datetime.now(UTC),
+            "key_id": "",
+            "rating": 1,
+            "correction": "",
+            "comment": "",
+        }
+    )
+    deadline = time.monotonic() + 10
+    while log.pending != 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [row["feedback_id"] for row in store.rows] == ["fb-1"]
+    assert "disk is full" in log.error
+    log.close(timeout=5)
 
 
 def test_recording_never_waits_for_the_store() -> None:

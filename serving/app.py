@@ -14,7 +14,7 @@ from rag_fti.config import Settings
 from serving import errors
 from serving.middleware import ClientGone, RequestGuard
 from serving.routes import chat, documents, feedback, health, models, page, search
-from serving.services import Services, warm_up
+from serving.services import Services
 
 TITLE = "rag-fti"
 
@@ -30,7 +30,6 @@ def create_app(settings: Settings, services: Services) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         services.metrics.watch(services)
-        await asyncio.to_thread(warm_up, services)
         watcher = asyncio.create_task(services.watch())
         try:
             yield

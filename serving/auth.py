@@ -9,7 +9,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,6 +68,10 @@ class Principal:
         if self.collections is None:
             return [wanted] if wanted else None
         return [name for name in self.collections if not wanted or name == wanted]
+
+    def sees(self, collections: Sequence[str]) -> bool:
+        """Whether it sees each of the collections that an answer was made from, ``*`` for all."""
+        return self.collections is None or set(collections) <= set(self.collections)
 
 
 LOCAL = Principal(key_id="", scopes=frozenset(SCOPES), collections=None)
@@ -177,6 +181,23 @@ def read_keys(path: Path) -> list[ApiKey]:
     return [_read_key(path, entry) for entry in entries]
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, tuple) and all(map(_is_text, value))
+
+
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "id": (_is_text, "text"),
+    "sha256": (_is_text, "text"),
+    "scopes": (_are_texts, "a list of texts"),
+    "collections": (_are_texts, "a list of texts"),
+    "requests_per_minute": (lambda value: type(value) is int and value >= 0, "0 or more"),
+}
+
+
 def _read_key(path: Path, entry: Any) -> ApiKey:
     try:
         values: dict[str, Any] = {
@@ -186,8 +207,15 @@ def _read_key(path: Path, entry: Any) -> ApiKey:
         key = ApiKey(**values)
     except (TypeError, AttributeError) as error:
         raise ConfigError(f"A key in {path} does not fit: {error}.") from error
+    wrong = [
+        f"{name} is {getattr(key, name)!r}, expected {expected}"
+        for name, (fits, expected) in _FIELDS.items()
+        if not fits(getattr(key, name))
+    ]
+    if wrong:
+        raise ConfigError(f"A key in {path} does not fit: {'; '.join(wrong)}.")
     unknown = sorted(set(key.scopes) - set(SCOPES))
-    if unknown or not re.fullmatch(r"[0-9a-f]{64}", str(key.sha256)):
+    if unknown or not re.fullmatch(r"[0-9a-f]{64}", key.sha256):
         raise ConfigError(
             f"Key {key.id!r} in {path} has "
             + (f"unknown scopes {', '.join(unknown)}." if unknown else "no valid sha256."),

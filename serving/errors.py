@@ -126,13 +126,15 @@ def error_response(error: RagFtiError) -> Response:
     return json_response(body, status=status, headers=headers)
 
 
-def unexpected(error: BaseException) -> Response:
-    """The response for a bug; its details go to the log only."""
+def unexpected_body(error: BaseException) -> dict[str, object]:
+    """What is said of a bug; its details go to the log only."""
     logger.error("unexpected error", exc_info=error)
-    return json_response(
-        body_of("The server failed on this request; its log says why.", kind="server_error"),
-        status=500,
-    )
+    return body_of("The server failed on this request; its log says why.", kind="server_error")
+
+
+def unexpected(error: BaseException) -> Response:
+    """The response for a bug."""
+    return json_response(unexpected_body(error), status=500)
 
 
 def install(app: FastAPI) -> None:

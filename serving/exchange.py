@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, Literal, TypeVar
@@ -14,9 +15,11 @@ from starlette.responses import Response
 from rag_fti.errors import Overloaded, RagFtiError
 from rag_fti.protocols import Cancellation
 from serving.admission import Admission, Pump
-from serving.errors import ApiError, describe
+from serving.errors import ApiError, describe, unexpected_body
 from serving.middleware import ClientGone, Message, Receive, Scope, Send
 from serving.services import Services
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -150,12 +153,16 @@ class EventStream(Response):
             try:
                 async for event in self._events:
                     await send(_event(json.dumps(event, allow_nan=False)))
+            # The status line is out: an error becomes the last event.
             except RagFtiError as error:
-                # The status line is out: the error becomes the last event.
-                _, body, _ = describe(error)
+                status, body, _ = describe(error)
+                if status >= 500:
+                    logger.error("%s in a stream: %s", type(error).__name__, error)
                 await send(_event(json.dumps(body)))
             except ClientGone:
                 return
+            except Exception as error:  # a bug; logged and answered
+                await send(_event(json.dumps(unexpected_body(error))))
             await send(_event("[DONE]"))
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:

@@ -132,7 +132,11 @@ class RequestGuard:
             return
         text = origin.decode("latin-1")
         own = headers.get(b"host", b"").decode("latin-1").lower()
-        if text not in self._origins and urlsplit(text).netloc.lower() != own:
+        try:
+            theirs = urlsplit(text).netloc.lower()
+        except ValueError:  # no address at all
+            theirs = ""
+        if text not in self._origins and (not theirs or theirs != own):
             raise ApiError(
                 f"Pages of {text[:100]!r} may not call this server. "
                 "Add the origin to serving.cors_origins.",

@@ -132,7 +132,7 @@ def build_services(
     pool.load_default()
     running = settings.serving.max_running or 2 * _batch_size(settings)
     section = settings.inference
-    return Services(
+    services = Services(
         settings=settings,
         store=store,
         retriever=retriever,
@@ -152,6 +152,12 @@ def build_services(
             max_workers=running + 3 + 1, thread_name_prefix="request", initializer=compute_alone
         ),
     )
+    try:
+        warm_up(services)
+    except BaseException:
+        services.close()
+        raise
+    return services
 
 
 def _batch_size(settings: Settings) -> int:
@@ -160,7 +166,11 @@ def _batch_size(settings: Settings) -> int:
 
 
 def warm_up(services: Services) -> None:
-    """Run one search so that the first request does not pay for loading and opening."""
+    """Run one search so that the first request does not pay for loading and opening.
+
+    Raises:
+        RagFtiError: If the embedding model or reranker cannot be loaded.
+    """
     services.retriever.embedder.encode_queries(["warm up"])
     if services.store.exists():
         with contextlib.suppress(StoreError):

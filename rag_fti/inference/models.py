@@ -108,7 +108,12 @@ def open_model(settings: Settings, reference: str = "") -> ServedModel:
 
 def names_base_model(model: str) -> bool:
     """Whether a configured model is a base model and not something of the registry."""
-    return model in (BASE, "embedded") or "/" in model or Path(model).is_dir()
+    if model in (BASE, "embedded") or "/" in model:
+        return True
+    try:
+        return Path(model).is_dir()
+    except OSError:  # longer than a file name can be
+        return False
 
 
 def _open_base(config: LocalGeneratorConfig) -> ServedModel:

@@ -144,10 +144,10 @@ def target_collection(services: Services, principal: Principal, wanted: str | No
     default = services.settings.ingest.collection
     if principal.collections is None:
         name = wanted or default
-    elif wanted is None:
-        name = default if default in principal.collections else principal.collections[0]
+    elif wanted is None and default not in principal.collections:
+        name = next(iter(principal.collections), default)
     else:
-        name = wanted
+        name = wanted or default
     if principal.collections is not None and name not in principal.collections:
         raise ApiError(
             "This key may not write into that collection.",

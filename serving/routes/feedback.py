@@ -54,7 +54,7 @@ async def answer_lineage(
 
         require_own(services, principal, response_id)
         services.log.flush()
-        if not logged_owner(services, response_id):
+        if logged(services, response_id) is None:
             raise not_logged(response_id)
         storage = services.settings.storage
         stores = Stores(
@@ -68,23 +68,34 @@ async def answer_lineage(
 
 
 def require_own(services: Services, principal: Principal, response_id: str) -> None:
-    """Check that an answer was given to this key.
+    """Check that an answer was given to this key, or that this admin sees all it was made from.
 
     Raises:
         ApiError: With 404 otherwise, whether it exists or not.
     """
     owner = services.owners.get(response_id)
-    owners = [owner] if owner is not None else logged_owner(services, response_id)
-    if not owners or (owners[0] != principal.key_id and not principal.may("admin")):
-        raise not_logged(response_id)
+    if owner is not None and owner == principal.key_id:
+        return
+    services.log.flush()
+    row = logged(services, response_id)
+    if row is not None and (
+        row["key_id"] == principal.key_id
+        or (principal.may("admin") and principal.sees(row["collections"]))
+    ):
+        return
+    raise not_logged(response_id)
 
 
-def logged_owner(services: Services, response_id: str) -> list[str]:
-    """Key id of a logged answer as a list of one, or an empty list."""
+def logged(services: Services, response_id: str) -> dict[str, Any] | None:
+    """Key and collections of a logged answer."""
     found = services.store.rows(
-        "inference_log", where=f"response_id = {sql_string(response_id)}", limit=1
+        "inference_log",
+        where=f"response_id = {sql_string(response_id)}",
+        columns=["key_id", "collections"],
+        limit=1,
     )
-    return [str(row["key_id"]) for row in found.select(["key_id"]).to_pylist()]
+    rows: list[dict[str, Any]] = found.to_pylist()
+    return rows[0] if rows else None
 
 
 def not_logged(response_id: str) -> ApiError:

@@ -54,6 +54,12 @@ def test_names_scopes_and_files_are_checked(tmp_path: Path) -> None:
         "keys: [3]",
         "{",
         "keys: [{id: a, name: a, sha256: short, scopes: [chat], collections: []}]",
+        f"keys: [{{id: a, name: a, sha256: {'0' * 63}a, scopes: [chat], collections: handbook}}]",
+        f"keys: [{{id: 7, name: a, sha256: {'0' * 63}a, scopes: [chat], collections: [a]}}]",
+        f"keys: [{{id: a, name: a, sha256: {'0' * 63}a, scopes: [chat], collections: [a], "
+        "requests_per_minute: '60'}]",
+        f"keys: [{{id: a, name: a, sha256: {'0' * 63}a, scopes: [chat], collections: [a], "
+        "requests_per_minute: -1}]",
     ):
         path.write_text(text)
         with pytest.raises(ConfigError):
@@ -256,6 +262,47 @@ def test_tenants_never_see_one_another_s_documents(
             assert text not in response.text
 
 
+def test_an_admin_of_one_collection_reads_no_answers_from_others(
+    start: Start, tmp_path: Path
+) -> None:
+    path = tmp_path / "keys.yaml"
+    secrets = {
+        name: add_key(path, name=name, scopes=[scope], collections=[collection])[1]
+        for name, scope, collection in (
+            ("reader", "chat", "default"),
+            ("own", "admin", "default"),
+            ("foreign", "admin", "elsewhere"),
+            ("all", "admin", "*"),
+        )
+    }
+    server = start(serving__keys_file=str(path))
+    with server.client() as client:
+
+        def ask(who: str, method: str, route: str, **options: Any) -> httpx.Response:
+            headers = {"Authorization": f"Bearer {secrets[who]}"}
+            return client.request(method, route, headers=headers, **options)
+
+        answer = ask("reader", "POST", "/v1/chat/completions", json=QUESTION).json()
+        lineage = f"/v1/lineage/{answer['id']}"
+        seen = {who: ask(who, "GET", lineage).status_code for who in secrets}
+        assert seen == {"reader": 200, "own": 200, "foreign": 404, "all": 200}
+        rating = {"response_id": answer["id"], "rating": 1}
+        rated = {who: ask(who, "POST", "/v1/feedback", json=rating).status_code for who in secrets}
+        assert rated == {"reader": 201, "own": 201, "foreign": 404, "all": 201}
+
+
+def test_a_key_without_collections_may_push_nowhere(start: Start, tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+    _, secret = add_key(path, name="ada", scopes=["ingest"], collections=["a"])
+    path.write_text(
+        path.read_text().replace("  - a\n", "").replace("collections:", "collections: []")
+    )
+    assert read_keys(path)[0].collections == ()
+    with start(serving__keys_file=str(path)).client(secret) as client:
+        pushed = client.post("/v1/documents", json={"source": "x.txt", "text": "hello"})
+    assert pushed.status_code == 403
+
+
 def test_without_keys_only_loopback(tmp_path: Path) -> None:
     from rag_fti.config import load_settings
     from serving.server import check_exposure
@@ -285,7 +332,13 @@ def test_foreign_hosts_and_origins_are_refused(start: Start) -> None:
         friend = post(Origin="https://friend.example")
         assert friend.status_code == 200
         assert friend.headers["access-control-allow-origin"] == "https://friend.example"
-        for origin in ("https://evil.example", "null", own + ".evil.example", "http://127.0.0.1"):
+        for origin in (
+            "https://evil.example",
+            "null",
+            own + ".evil.example",
+            "http://127.0.0.1",
+            "http://[",
+        ):
             response = post(Origin=origin)
             assert response.status_code == 403, origin
             assert "access-control-allow-origin" not in response.headers

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.serving.conftest import Running, start
+from rag_fti.protocols import Cancellation, Generation, GenerationRequest
+from tests.inference.corpus import FirstSentence
+from tests.serving.conftest import Running, Start, start
 
 GOOD = {"messages": [{"role": "user", "content": "Who keeps the cellar key?"}]}
 ALLOWED = frozenset(range(400, 500))
@@ -114,7 +116,9 @@ BODIES: list[bytes] = [
     b'{"messages": [{"role": "user", "content": "x"}], "model": ["a"]}',
     b'{"messages": [{"role": "user", "content": "x"}], "model": "../../etc/passwd"}',
     b'{"messages": [{"role": "user", "content": "x"}], "model": "%s"}' % (b"m" * 300),
+    b'{"messages": [{"role": "user", "content": "x"}], "model": "%s"}' % ("é" * 200).encode(),
     b'{"messages": [{"role": "user", "content": "x"}], "stream": "maybe"}',
+    b'{"messages": [{"role": "user", "content": "x"}], "filter": "title = $1"}',
     b'{"messages": [{"role": "user", "content": "x"}], "stop": [1, 2]}',
     b'{"messages": [{"role": "user", "content": "x"}], "k": 100000}',
     b'{"messages": [{"role": "user", "content": "x"}], "filter": "x; DROP TABLE chunks"}',
@@ -132,6 +136,23 @@ def test_malformed_bodies(server: Running, number: int) -> None:
     error = json.loads(reply.split(b"\r\n\r\n", 1)[1])["error"]
     assert error["message"]
     assert len(reply) < 5000
+
+
+def test_a_bug_in_a_stream_is_its_last_event(start: Start) -> None:
+    class Buggy(FirstSentence):
+        def stream(
+            self, request: GenerationRequest, cancellation: Cancellation | None = None
+        ) -> Iterator[str | Generation]:
+            yield "Ada keeps "
+            raise ZeroDivisionError("secret details")
+
+    with start(Buggy()).client() as client:
+        streamed = client.post("/v1/chat/completions", json={**GOOD, "stream": True})
+        whole = client.post("/v1/chat/completions", json=GOOD)
+    *_, last, done = [line for line in streamed.text.split("\n") if line]
+    assert done == "data: [DONE]"
+    assert json.loads(last.removeprefix("data: ")) == whole.json()
+    assert whole.status_code == 500 and "secret" not in whole.text + streamed.text
 
 
 VALID: list[bytes] = [

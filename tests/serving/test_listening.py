@@ -4,8 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from pathlib import Path
 
+import pytest
+
+from rag_fti.config import load_settings
+from rag_fti.errors import ConfigError
+from rag_fti.feature_store import FeatureStore
+from rag_fti.inference import ServedModel
+from rag_fti.inference.model_pool import ModelPool
+from rag_fti.retrieval import build_retriever
 from serving.server import listen
+from serving.services import build_services
+from tests.inference.corpus import FirstSentence
+
+
+def test_an_embedder_that_cannot_be_loaded_is_said_before_serving(tmp_path: Path) -> None:
+    """It is loaded late; found out by the application's start, it ended in a trace and exit 3."""
+    settings = load_settings(
+        values={"storage.root": str(tmp_path), "embedder.device": "mps"}, environment={}
+    )
+    store = FeatureStore.open(settings.storage.features_uri)
+    retriever = build_retriever(settings, store=store)
+    model = FirstSentence()
+    pool = ModelPool(settings, retriever=retriever, opener=lambda *_: ServedModel(model))
+    with pytest.raises(ConfigError, match="'mps' is not available"):
+        build_services(settings, store=store, retriever=retriever, pool=pool)
+    assert model.closed
 
 
 def test_connections_do_not_wait_for_acknowledgements() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rag_fti import ids
-from rag_fti.errors import ConfigError
+from rag_fti.errors import ConfigError, InferenceError
 from rag_fti.models.embedding_pool import EmbeddingPool, SentenceModel
 from rag_fti.protocols import FLOAT, Embedder, EmbedderFingerprint, Vectors
 
@@ -231,7 +231,11 @@ class SentenceEmbedder:
         prompted = [self._fingerprint.document_prompt + text for text in texts]
         model = self._model()  # also with workers: what is wrong with it is said here
         if self._processes > 1 and len(texts) >= 8 * self._processes:
-            return self._finish(self._workers().encode(prompted))
+            try:
+                return self._finish(self._workers().encode(prompted))
+            except InferenceError:
+                self.close()  # the next texts get new workers
+                raise
         return self._finish(model.encode(prompted, stored=True))
 
     def encode_queries(self, texts: Sequence[str]) -> Vectors:

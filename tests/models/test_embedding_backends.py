@@ -8,14 +8,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rag_fti.config.models import EmbedderConfig
-from rag_fti.models.embedder import build_embedder
-from rag_fti.protocols import Vectors
+from rag_fti.errors import InferenceError
+from rag_fti.models.embedder import SentenceEmbedder, build_embedder
+from rag_fti.protocols import EmbedderFingerprint, Vectors
 
 WORDS = ["the", "a", "cat", "dog", "sits", "on", "mat", "tree", "market", "fell", "rose", "bond"]
 TEXTS = [" ".join(WORDS[n % 5 : n % 5 + 3 + n % 9]) + "." for n in range(40)] + ["", "cat " * 90]
@@ -147,6 +149,28 @@ def test_openvino_reports_nothing_to_its_makers() -> None:
         "import sys, nncf; assert 'openvino_telemetry.backend' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+class _Mortal:
+    """Counts characters; dies of one word."""
+
+    def encode(self, texts: Sequence[str], *, stored: bool) -> Vectors:
+        if "die" in texts:
+            os._exit(1)
+        return np.array([[len(text)] for text in texts], dtype=np.float32)
+
+
+def test_after_a_worker_died_others_take_its_place(tmp_path: Path) -> None:
+    fingerprint = EmbedderFingerprint("mortal", "m" * 64, 1, 9, False, "", "")
+    embedder = SentenceEmbedder(
+        directory=tmp_path, fingerprint=fingerprint, load=_Mortal, processes=2
+    )
+    try:
+        with pytest.raises(InferenceError, match="died"):
+            embedder.encode_documents(["die"] * 20)
+        assert embedder.encode_documents(["four"] * 20).tolist() == [[4.0]] * 20
+    finally:
+        embedder.close()
 
 
 @pytest.mark.slow

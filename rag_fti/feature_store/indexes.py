@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import math
+import random
+import time
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +24,7 @@ from rag_fti.feature_store.rows import matrix
 from rag_fti.feature_store.searching import POLICY_KEY, ChunkSearcher, SearchPolicy, read_policy
 
 VECTOR_INDEX = "vector_idx"
+_ATTEMPTS = 6
 _PROBES = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _REFINE = {"ivf_flat": (0,), "ivf_rq": (4, 10, 30), "ivf_pq": (10, 30, 100), "hnsw_sq": (2, 10)}
 _QUERY_NOISE = 0.35
@@ -155,5 +158,16 @@ def _record(table: Any, policy: SearchPolicy) -> None:
 
 def _create(table: Any, column: str, config: Any) -> None:
     name = f"{column}_idx"
-    if name not in {index.name for index in table.list_indices()}:
-        table.create_index(column, config=config, name=name, replace=False)
+    for attempt in range(_ATTEMPTS):
+        if name in {index.name for index in table.list_indices()}:
+            return
+        try:
+            table.create_index(column, config=config, name=name, replace=False)
+        except (RuntimeError, ValueError) as error:
+            # An object store has no lock: another ingest may be creating indexes right now.
+            other = any(sign in str(error).lower() for sign in ("conflict", "already exists"))
+            if not other or attempt + 1 == _ATTEMPTS:
+                raise
+            time.sleep(random.uniform(0, 0.1 * 2**attempt))
+        else:
+            return

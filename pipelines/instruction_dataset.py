@@ -245,7 +245,7 @@ def run(
         rules=built.rules,
         retrieval_recall=facts["retrieval_recall"],
         created=created,
-        path=str(version.path) if version else "",
+        path=version.location if version else "",
         seconds=report.seconds,
         contract=report.summary(report_path),
     )
@@ -360,16 +360,18 @@ def _write(
     from rag_fti.datasets.feedback import preferences_table
     from rag_fti.datasets.storage import PREFERENCES
     from rag_fti.retrieval import retrieval_settings
+    from rag_fti.roots import datasets_root
 
     config = settings.dataset
+    root = datasets_root(settings.storage)
     recipe = store.recipe()
     retrieval = retrieval_settings(settings)
-    before = {v.ref for v in dataset_versions(settings.storage.datasets_uri, config.name)}
+    before = {v.ref for v in dataset_versions(root, config.name)}
     tables = built.tables()
     if preferences:
         tables[PREFERENCES] = preferences_table(preferences)
     version = write_dataset(
-        settings.storage.datasets_uri,
+        root,
         config.name,
         tables,
         origin={

@@ -19,6 +19,7 @@ from rag_fti.evaluation.gates import Gate
 from rag_fti.evaluation.verdict import BASE, CHALLENGER, CHAMPION, Verdict, reach_verdict
 from rag_fti.progress import Progress, Silent
 from rag_fti.registry import ModelVersion, Registry
+from rag_fti.roots import datasets_root, open_registry
 
 if TYPE_CHECKING:
     from rag_fti.evaluation.asking import Asked, Item
@@ -140,7 +141,7 @@ def run(
     run_id = contracts.new_run_id(PIPELINE)
     report_path = settings.storage.reports / PIPELINE / f"{run_id}.json"
     contract = ContractRun(CONTRACT, run_id=run_id, report_path=report_path)
-    registry = Registry.open(settings.storage.registry_uri)
+    registry = open_registry(settings.storage)
     reference = f"{config.model_name}@{version}" if version.isdecimal() else version
     challenger = registry.resolve(reference)
     champion = _champion(registry, challenger)
@@ -259,7 +260,7 @@ def _items(
         return
     try:
         dataset = open_dataset(
-            settings.storage.datasets_uri, str(version.manifest.get("dataset", ""))
+            datasets_root(settings.storage), str(version.manifest.get("dataset", ""))
         )
         snapshot = store.resolve(str(dataset.manifest["snapshot"]))
     except (DatasetError, SnapshotNotFound) as error:
@@ -275,7 +276,9 @@ def _seen(settings: Settings, version: ModelVersion, items: Sequence[Item]) -> i
     from rag_fti.datasets.near_duplicates import question_index, question_shingles
 
     try:
-        dataset = open_dataset(settings.storage.datasets_uri, str(version.manifest.get("dataset")))
+        dataset = open_dataset(
+            datasets_root(settings.storage), str(version.manifest.get("dataset"))
+        )
     except DatasetError:
         return UNKNOWN
     trained = question_index(

@@ -20,6 +20,7 @@ from rag_fti.datasets.storage import PREFERENCES
 from rag_fti.errors import ContractViolation, DatasetError, IncompatibleArtifact
 from rag_fti.progress import Progress, Silent
 from rag_fti.registry import ModelVersion, Registry
+from rag_fti.roots import datasets_root, open_registry
 from rag_fti.schemas import field_table, instructions_schema
 
 if TYPE_CHECKING:
@@ -157,14 +158,14 @@ def run(
 
     config = settings.training
     run_id = contracts.new_run_id(PIPELINE)
-    dataset = open_dataset(settings.storage.datasets_uri, config.dataset)
+    dataset = open_dataset(datasets_root(settings.storage), config.dataset)
     base = resolve_base_model(config.base_model, revision=config.revision)
     work = _work_directory(settings, dataset, base)
     report_path = settings.storage.reports / PIPELINE / f"{run_id}.json"
     if not _first_process():
         report_path = work.parent / "other-processes" / f"{run_id}.json"
     contract = ContractRun(CONTRACT, run_id=run_id, report_path=report_path)
-    registry = Registry.open(settings.storage.registry_uri)
+    registry = open_registry(settings.storage)
     _require(contract, dataset, load_tokenizer(base.location).chat_template)
 
     def summary(
@@ -179,7 +180,7 @@ def run(
             seconds=report.seconds,
             tokens_per_second=metrics.get("tokens_per_second", 0.0),
             contract=report.summary(report_path),
-            path=str(version.path) if version else "",
+            path=version.location if version else "",
         )
 
     if reuse and (known := _same_run(registry, config.model_name, work.name)):

@@ -17,9 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rag_fti.datasets import DatasetVersion, dataset_versions
 from rag_fti.errors import DatasetError, RagFtiError
 
 if TYPE_CHECKING:
+    from rag_fti.bucket import Bucket
     from rag_fti.feature_store import FeatureStore
     from rag_fti.registry import Registry
 
@@ -47,7 +49,7 @@ class Stores:
     """The shared storage that lineage is read from."""
 
     features: FeatureStore
-    datasets: Path
+    datasets: Path | Bucket
     registry: Registry
 
 
@@ -55,9 +57,9 @@ def tainted_by(document_ids: Sequence[str], *, stores: Stores) -> Taint:
     """What the documents went into: datasets, models trained on those, logged answers."""
     wanted = pa.array(list(document_ids), pa.string())
     datasets = tuple(
-        reference
-        for reference, directory, _ in dataset_manifests(stores.datasets)
-        if _dataset_uses(directory, wanted)
+        version.ref
+        for version in dataset_manifests(stores.datasets)
+        if _dataset_uses(version.fetch(), wanted)
     )
     models = tuple(
         version.ref
@@ -100,12 +102,16 @@ def trace(identifier: str, *, stores: Stores) -> dict[str, Any]:
     )
 
 
-def dataset_manifests(root: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
-    """Every complete dataset version: reference, directory and manifest, oldest first.
+def dataset_manifests(root: Path | Bucket) -> Iterator[DatasetVersion]:
+    """Every complete dataset version, also of another release's schema, oldest first.
 
     Raises:
         DatasetError: If a manifest is damaged.
+        StoreError: If the object store cannot be read.
     """
+    if not isinstance(root, Path):
+        yield from dataset_versions(root)
+        return
     # A hidden directory is a version that is being written, or that a crash left.
     paths = [p for p in root.glob("*/*/manifest.json") if not p.parent.name.startswith(".")]
     for path in sorted(paths, key=lambda path: path.stat().st_mtime):
@@ -116,7 +122,8 @@ def dataset_manifests(root: Path) -> Iterator[tuple[str, Path, dict[str, Any]]]:
                 f"The manifest {path} is damaged: {error}.",
                 next_step="Remove that version's directory, or copy it again from its source.",
             ) from error
-        yield f"{path.parent.parent.name}@{path.parent.name}", path.parent, manifest
+        folder = path.parent
+        yield DatasetVersion(folder.parent.name, folder.name, folder, manifest, str(folder))
 
 
 def _trace_answer(identifier: str, stores: Stores) -> dict[str, Any] | None:
@@ -207,20 +214,21 @@ def _trace_chunk(identifier: str, stores: Stores) -> dict[str, Any] | None:
 
 
 def _trace_dataset(identifier: str, stores: Stores) -> dict[str, Any] | None:
-    for reference, directory, manifest in dataset_manifests(stores.datasets):
-        if reference == identifier:
+    for dataset in dataset_manifests(stores.datasets):
+        if dataset.ref == identifier:
+            manifest = dataset.manifest
             return {
                 "kind": "dataset",
-                "id": reference,
+                "id": dataset.ref,
                 "snapshot": manifest.get("snapshot"),
                 "prompt_digest": manifest.get("prompt_digest"),
                 "splits": manifest.get("splits"),
-                "documents": sorted(set(_values(directory, "document_ids"))),
+                "documents": sorted(set(_values(dataset.fetch(), "document_ids"))),
                 "models": [
                     version.ref
                     for name in stores.registry.names()
                     for version in stores.registry.versions(name)
-                    if version.manifest.get("dataset") == reference
+                    if version.manifest.get("dataset") == dataset.ref
                 ],
             }
     return None
@@ -244,7 +252,7 @@ def _model_summary(reference: str, stores: Stores) -> dict[str, Any]:
                 "id": reference,
                 "base_model": manifest.get("base_model"),
                 "dataset": manifest.get("dataset"),
-                "manifest": str(version.path / "manifest.json"),
+                "manifest": f"{version.location}/manifest.json",
                 "aliases": [
                     a for a, n in stores.registry.aliases(name).items() if n == version.version
                 ],

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rag_fti.contracts import ContractRun, new_run_id
 from rag_fti.progress import Silent
+from rag_fti.roots import datasets_root, open_registry
 from serving.errors import ApiError
 from serving.services import Services
 
@@ -72,13 +72,12 @@ def push(
 def remove(services: Services, document_id: str) -> dict[str, Any]:
     """Delete a document and list what it went into. Blocks."""
     from rag_fti.lineage import Stores, tainted_by
-    from rag_fti.registry import Registry
 
     storage = services.settings.storage
     stores = Stores(
         features=services.store,
-        datasets=Path(storage.datasets_uri),
-        registry=Registry.open(storage.registry_uri),
+        datasets=datasets_root(storage),
+        registry=open_registry(storage),
     )
     taint = tainted_by([document_id], stores=stores)
     chunks = services.store.delete_documents([document_id])

@@ -165,4 +165,4 @@ def test_preferences_taint_and_unfinished_versions_do_not(stores: Stores) -> Non
     left = folder / ".v2-123-abc"
     left.mkdir()
     (left / "manifest.json").write_text("{}", encoding="utf-8")
-    assert [reference for reference, _, _ in dataset_manifests(stores.datasets)] == ["handbook@v1"]
+    assert [version.ref for version in dataset_manifests(stores.datasets)] == ["handbook@v1"]

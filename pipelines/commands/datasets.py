@@ -72,6 +72,7 @@ def list_versions(
 
     def work(_: Progress) -> Mapping[str, Any]:
         from rag_fti.datasets import dataset_versions
+        from rag_fti.roots import datasets_root
 
         settings = settings_from(config, overrides)
         return {
@@ -82,7 +83,7 @@ def list_versions(
                     "snapshot": version.manifest["snapshot"],
                     "splits": version.manifest["splits"],
                 }
-                for version in dataset_versions(settings.storage.datasets_uri)
+                for version in dataset_versions(datasets_root(settings.storage))
             ]
         }
 
@@ -101,9 +102,10 @@ def show(
 
     def work(_: Progress) -> Mapping[str, Any]:
         from rag_fti.datasets import open_dataset
+        from rag_fti.roots import datasets_root
 
         settings = settings_from(config, overrides)
-        version = open_dataset(settings.storage.datasets_uri, ref)
+        version = open_dataset(datasets_root(settings.storage), ref)
         return {
             "ref": version.ref,
             "manifest": dict(version.manifest),
@@ -129,6 +131,7 @@ def export(
     def work(_: Progress) -> Mapping[str, Any]:
         from rag_fti.datasets import open_dataset
         from rag_fti.datasets.exporting import FORMATS, export_dataset
+        from rag_fti.roots import datasets_root
 
         wanted = tuple(name for name in FORMATS if not formats or name in formats)
         unknown = set(formats or ()) - set(FORMATS)
@@ -138,7 +141,7 @@ def export(
                 next_step=f"Use {', '.join(FORMATS)}.",
             )
         settings = settings_from(config, overrides)
-        version = open_dataset(settings.storage.datasets_uri, ref)
+        version = open_dataset(datasets_root(settings.storage), ref)
         version.verify()
         files = export_dataset(version, folder, formats=wanted)
         return {"ref": version.ref, "files": [str(path) for path in files]}

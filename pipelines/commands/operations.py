@@ -36,16 +36,15 @@ def contracts_by_pipeline() -> dict[str, Contract]:
 
 def open_stores(settings: Settings) -> Stores:
     """The shared storage that status and lineage read."""
-    from rag_fti.datasets.storage import datasets_directory
     from rag_fti.feature_store import FeatureStore
     from rag_fti.lineage import Stores
-    from rag_fti.registry import Registry
+    from rag_fti.roots import datasets_root, open_registry
 
     storage = settings.storage
     return Stores(
         features=FeatureStore.open(storage.features_uri, options=storage.options),
-        datasets=datasets_directory(storage.datasets_uri),
-        registry=Registry.open(storage.registry_uri),
+        datasets=datasets_root(storage),
+        registry=open_registry(storage),
     )
 
 
@@ -167,8 +166,12 @@ def describe_stores(settings: Settings) -> dict[str, Any]:
     return {
         "features": features,
         "datasets": [
-            {"dataset": reference, "snapshot": m.get("snapshot"), "splits": m.get("splits")}
-            for reference, _, m in dataset_manifests(stores.datasets)
+            {
+                "dataset": version.ref,
+                "snapshot": version.manifest.get("snapshot"),
+                "splits": version.manifest.get("splits"),
+            }
+            for version in dataset_manifests(stores.datasets)
         ],
         "models": [
             {

@@ -101,6 +101,7 @@ def train_bundle(
     def work(progress: Progress) -> Mapping[str, Any]:
         from rag_fti.datasets import open_dataset
         from rag_fti.models.causal import resolve_base_model
+        from rag_fti.roots import datasets_root
         from rag_fti.training.bundles import write_bundle
 
         settings = settings_from(
@@ -110,7 +111,7 @@ def train_bundle(
         progress.note(f"copying into {target}")
         bundle = write_bundle(
             target,
-            open_dataset(settings.storage.datasets_uri, settings.training.dataset),
+            open_dataset(datasets_root(settings.storage), settings.training.dataset),
             base_location=base.location if include_base_model else None,
             base_model=base.to_dict(),
             training=settings.training.model_dump(mode="json"),
@@ -212,7 +213,7 @@ def models_import(
         found = registry.import_version(source, model_name=name)
         if alias and registry.aliases(found.name).get(alias) != found.version:
             registry.set_alias(found.name, alias, found.version, why=f"imported from {source.name}")
-        return {"ref": found.ref, "path": str(found.path), "alias": alias}
+        return {"ref": found.ref, "path": found.location, "alias": alias}
 
     run_command(
         work,
@@ -365,9 +366,9 @@ def rollback(
 
 
 def _registry(settings: Settings) -> Registry:
-    from rag_fti.registry import Registry
+    from rag_fti.roots import open_registry
 
-    return Registry.open(settings.storage.registry_uri)
+    return open_registry(settings.storage)
 
 
 def _describe(registry: Registry, version: ModelVersion) -> dict[str, Any]:
@@ -379,7 +380,7 @@ def _describe(registry: Registry, version: ModelVersion) -> dict[str, Any]:
         "created_at": manifest["created_at"],
         "dataset": manifest.get("dataset", ""),
         "base_model": (manifest.get("base_model") or {}).get("reference", ""),
-        "path": str(version.path),
+        "path": version.location,
     }
 
 
@@ -406,8 +407,8 @@ def _render_version(summary: Mapping[str, Any]) -> str:
 
 def _render_history(summary: Mapping[str, Any]) -> str:
     lines = [
-        f"{c['at'][:19]}  {c['alias']:12} {c['from_version'] or '-'} -> {c['to_version']}  "
-        f"{c['who']}: {c['why']}"
+        f"{c['at'][:19]}  {c['alias'] or 'removed':12} {c['from_version'] or '-'} -> "
+        f"{c['to_version']}  {c['who']}: {c['why']}"
         for c in summary["changes"]
     ]
     return "\n".join(lines) or f"No alias of {summary['name']} was ever set."

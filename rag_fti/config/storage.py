@@ -18,14 +18,17 @@ class StorageConfig(Section):
     """LanceDB URI: a directory or an object-store URI (``s3://…``, ``gs://…``, ``az://…``).
     Empty: ``<root>/features``."""
     datasets: str = ""
-    """Directory of instruction datasets; object-store URIs are refused so far. Empty:
+    """Instruction datasets: a directory or an object-store URI (extra ``object-store``). Empty:
     ``<root>/datasets``."""
     registry: str = ""
-    """Directory of the model registry; object-store URIs are refused so far. Empty:
+    """Model registry: a directory or an object-store URI (extra ``object-store``). Empty:
     ``<root>/registry``."""
+    cache: Path | None = None
+    """Directory for local copies of dataset and model versions that are in an object store. Empty:
+    ``<root>/cache/versions``."""
     options: dict[str, str] = Field(default_factory=dict)
-    """Object-store options handed to LanceDB (region, endpoint…). Put secrets into the
-    environment instead."""
+    """Object-store options (region, endpoint…) of all three. Put secrets into the environment
+    instead."""
 
     @property
     def features_uri(self) -> str:
@@ -41,6 +44,11 @@ class StorageConfig(Section):
     def registry_uri(self) -> str:
         """The registry root in force."""
         return self.registry or str(self.root / "registry")
+
+    @property
+    def cache_directory(self) -> Path:
+        """The directory of local copies in force."""
+        return self.cache or self.root / "cache" / "versions"
 
     @property
     def reports(self) -> Path:

@@ -15,6 +15,7 @@ from rag_fti.config.models import LocalGeneratorConfig, RemoteGeneratorConfig
 from rag_fti.errors import IncompatibleArtifact, ModelNotFound
 from rag_fti.protocols import Generator, embedder_differences
 from rag_fti.retrieval import retrieval_settings
+from rag_fti.roots import open_registry
 
 if TYPE_CHECKING:
     from rag_fti.models.causal import BaseModel
@@ -63,15 +64,13 @@ def resolve_reference(settings: Settings, reference: str = "") -> ModelVersion |
     Raises:
         ModelNotFound: If ``reference`` is given and names nothing.
     """
-    from rag_fti.registry import Registry
-
     config = settings.generator
     if reference == BASE or (isinstance(config, RemoteGeneratorConfig) and not reference):
         return None
     wanted = reference or config.model
     if not reference and names_base_model(wanted):
         return None
-    registry = Registry.open(settings.storage.registry_uri)
+    registry = open_registry(settings.storage)
     try:
         return registry.resolve(wanted)
     except ModelNotFound:
@@ -140,9 +139,8 @@ def _open_version(
     settings: Settings, config: LocalGeneratorConfig, version: ModelVersion
 ) -> ServedModel:
     from rag_fti.models.local import load_local_generator
-    from rag_fti.registry import Registry
 
-    Registry.open(settings.storage.registry_uri).verify(version)
+    open_registry(settings.storage).verify(version)
     adapter = version.path if (version.path / "adapter_config.json").is_file() else None
     location = version.path if adapter is None else find_base(config, version).location
     generator = load_local_generator(

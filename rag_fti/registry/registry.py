@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import getpass
-import json
-import math
 import os
-import re
+import random
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from rag_fti.bucket import DEFAULT_CACHE, Bucket, open_root
 from rag_fti.errors import ModelNotFound, RegistryError
-from rag_fti.files import write_bytes_atomic
 from rag_fti.registry import aliases as alias_log
 from rag_fti.registry.aliases import AliasChange
+from rag_fti.registry.directory import DirectoryShelf
+from rag_fti.registry.objects import ObjectShelf
+from rag_fti.registry.shelf import AliasLog, Shelf
 from rag_fti.registry.versions import (
     ALIAS,
     MANIFEST,
@@ -26,21 +27,16 @@ from rag_fti.registry.versions import (
     ModelVersion,
     Step,
     check_files,
-    commit,
     manifest_digest,
     no_step,
     parse_reference,
     read_version,
-    remove_directory,
     stage_files,
     sync_directory,
 )
 
-_STAGING = ".staging"
-_TRASH = ".trash"
-_RETIRED = "retired"
-_URI = re.compile(r"^[a-z][a-z0-9+.-]*://")
 _STALE_SECONDS = 24 * 3600.0
+_ATTEMPTS = 40
 _MIN_AGE_SECONDS = 3600.0
 """Age up to which garbage collection keeps a version."""
 
@@ -56,57 +52,54 @@ class Garbage:
 
 
 class Registry:
-    """Model versions under one directory.
+    """Model versions under one directory or one URI of an object store.
 
-    Safe for any number of processes on one file system: publishing needs no lock, moving
-    aliases and collecting garbage take one that dies with its process.
+    Safe for any number of processes. In a directory publishing needs no lock, moving aliases and
+    collecting garbage take one that dies with its process; in an object store there are no locks,
+    only writes on condition.
 
     Args:
-        root: Directory of the registry; made on first publication.
+        root: Directory or bucket of the registry; made on first publication.
         step: Called with the name of every durable step; tests crash there.
     """
 
-    def __init__(self, root: Path, *, step: Step = no_step) -> None:
+    def __init__(self, root: Path | Bucket, *, step: Step = no_step) -> None:
         self.root = root
-        self._step = step
+        self._shelf: Shelf = (
+            DirectoryShelf(root, step) if isinstance(root, Path) else ObjectShelf(root, step)
+        )
 
     @classmethod
-    def open(cls, uri: str) -> Registry:
-        """The registry at a directory or ``file://`` URI; it may not exist yet.
+    def open(
+        cls,
+        uri: str,
+        *,
+        options: Mapping[str, str] | None = None,
+        cache: Path = DEFAULT_CACHE,
+    ) -> Registry:
+        """The registry at a directory or URI; it may not exist yet.
+
+        Args:
+            uri: Directory, ``file://``, ``s3://``, ``gs://`` or ``az://``.
+            options: Options of the object store.
+            cache: Directory for copies of versions in an object store.
 
         Raises:
-            RegistryError: For object-store URIs: those are mounted or copied with
-                :meth:`export_version` and :meth:`import_version`.
+            ConfigError: If it cannot be opened.
         """
-        if uri.startswith("file://"):
-            return cls(Path(uri.removeprefix("file://")))
-        if _URI.match(uri):
-            raise RegistryError(
-                f"The registry cannot be opened at {uri}: atomic renames need a file system.",
-                next_step="Mount the bucket, or keep the registry in a directory and move "
-                "versions with models export and models import.",
-            )
-        return cls(Path(uri))
+        return cls(open_root(uri, options=options, cache=cache))
 
     # Reading
 
     def names(self) -> list[str]:
         """Model names with at least one complete version, sorted."""
-        if not self.root.is_dir():
-            return []
-        return sorted(
-            entry.name
-            for entry in self.root.iterdir()
-            if entry.is_dir() and NAME.match(entry.name) and self._numbers(entry.name)
-        )
+        return [
+            name for name in self._shelf.names() if NAME.match(name) and self._shelf.numbers(name)
+        ]
 
     def versions(self, name: str) -> list[ModelVersion]:
         """Complete versions of a model, oldest first; empty for an unknown name."""
-        found = (
-            read_version(name, number, self._version_path(name, number))
-            for number in self._numbers(name)
-        )
-        return [version for version in found if version is not None]
+        return self._shelf.versions(_checked(name))
 
     def version(self, name: str, number: int) -> ModelVersion:
         """One version.
@@ -114,10 +107,10 @@ class Registry:
         Raises:
             ModelNotFound: If there is no such version.
         """
-        found = read_version(name, number, self._version_path(name, number))
+        found = self._shelf.find(_checked(name), number)
         if found is None:
-            known = ", ".join(map(str, self._numbers(name))) or "none"
-            retired = (self._model(name) / _RETIRED / f"{number}.json").exists()
+            known = ", ".join(map(str, self._shelf.numbers(name))) or "none"
+            retired = number in self._shelf.retired(name)
             raise ModelNotFound(
                 f"The registry at {self.root} has no {name}@{number}"
                 f"{' (it was removed by gc)' if retired else ''}; versions there: {known}.",
@@ -164,18 +157,18 @@ class Registry:
 
     def history(self, name: str) -> list[AliasChange]:
         """All alias changes of a model, oldest first."""
-        return alias_log.read_history(self._model(name) / "aliases")
+        return self._shelf.history(_checked(name))
 
     def verify(self, version: ModelVersion) -> None:
-        """Check every file against the digests in the manifest.
+        """Check every file in ``version.path`` against the digests in the manifest.
+
+        Of a registry in an object store the files are fetched first, unless they are there.
 
         Raises:
             RegistryError: If a file is missing, changed or unknown.
+            StoreError: If the object store cannot be read.
         """
-        files = version.manifest.get("files")
-        if not isinstance(files, Mapping):
-            raise RegistryError(f"The manifest of {version.ref} lists no files.")
-        check_files(version.path, files, what=version.ref)
+        self._shelf.verify(version)
 
     # Publishing
 
@@ -191,28 +184,7 @@ class Registry:
         Raises:
             RegistryError: If the files are not fit for a registry or cannot be written.
         """
-        model = self._model(model_name)
-        staged = model / _STAGING / f"{os.getpid()}-{os.urandom(6).hex()}"
-        try:
-            staged.mkdir(parents=True)
-            (model / "versions").mkdir(exist_ok=True)
-            self._step("staging made")
-            entries = stage_files(files, staged)
-            self._step("files copied")
-            number = commit(
-                staged,
-                model / "versions",
-                {**manifest, "model": model_name, "files": entries},
-                self._next_number(model_name),
-                self._step,
-            )
-        except OSError as error:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise RegistryError(f"Cannot publish into {model}: {error}.") from error
-        except RegistryError:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
-        return self.version(model_name, number)
+        return self._shelf.publish(_checked(model_name), files, {**manifest, "model": model_name})
 
     def import_version(self, source: Path, *, model_name: str = "") -> ModelVersion:
         """Publish a version that was made elsewhere; importing it again changes nothing.
@@ -230,7 +202,7 @@ class Registry:
                 f"{source} holds no {MANIFEST}, so it is no complete model version.",
                 next_step="Give the directory registry/<model>/versions/<n>.",
             )
-        self.verify(foreign)
+        check_files(source, foreign.manifest, what=str(source))
         manifest = dict(foreign.manifest)
         name = model_name or str(manifest.get("model", ""))
         digest = manifest_digest(manifest)
@@ -293,21 +265,21 @@ class Registry:
                 f"{alias!r} cannot be an alias.",
                 next_step="Use lower-case letters, digits, - and _; 'base' is taken.",
             )
-        directory = self._model(name) / "aliases"
         self.version(name, version)
-        with alias_log.locked(directory):
-            self.version(name, version)
-            return alias_log.append_change(
-                directory,
-                alias_log.read_history(directory),
+
+        def decide(changes: Sequence[AliasChange]) -> AliasChange:
+            self._require(name, version, changes)
+            return alias_log.next_change(
+                changes,
                 action="set",
                 alias=alias,
                 version=version,
                 who=who or user_name(),
                 why=why,
                 report=report,
-                step=self._step,
             )
+
+        return self._change(name, decide)
 
     def rollback(
         self,
@@ -323,20 +295,18 @@ class Registry:
         Raises:
             ModelNotFound: If there is no earlier version.
         """
-        directory = self._model(name) / "aliases"
-        if not self._numbers(name):
+        if not self._shelf.numbers(_checked(name)):
             raise ModelNotFound(f"The registry at {self.root} has no model {name!r}.")
-        with alias_log.locked(directory):
-            changes = alias_log.read_history(directory)
+
+        def decide(changes: Sequence[AliasChange]) -> AliasChange:
             versions = alias_log.stack(changes, alias)
             if len(versions) < 2:
                 raise ModelNotFound(
                     f"{name}@{alias} has no earlier version to go back to.",
                     next_step="Point it at a version yourself: rag-fti promote NAME@VERSION.",
                 )
-            self.version(name, versions[-2])
-            return alias_log.append_change(
-                directory,
+            self._require(name, versions[-2], changes)
+            return alias_log.next_change(
                 changes,
                 action="rollback",
                 alias=alias,
@@ -344,8 +314,29 @@ class Registry:
                 who=who or user_name(),
                 why=why,
                 report=report,
-                step=self._step,
             )
+
+        return self._change(name, decide)
+
+    def _require(self, name: str, number: int, changes: Sequence[AliasChange]) -> None:
+        """Check that a version is there and is not being removed."""
+        self.version(name, number)
+        if number in alias_log.removed(changes):
+            raise ModelNotFound(
+                f"{name}@{number} is being removed by gc.",
+                next_step="Choose another; rag-fti models gc ends a removal that was cut short.",
+            )
+
+    def _change(
+        self, name: str, decide: Callable[[Sequence[AliasChange]], AliasChange]
+    ) -> AliasChange:
+        """Add what ``decide`` makes of the history; again if somebody else was quicker."""
+        for _ in _attempts(name):
+            with self._shelf.changing(name) as log:
+                change = decide(log.changes)
+                if log.append([change]):
+                    return change
+        raise AssertionError("the last attempt raises")
 
     # Garbage
 
@@ -378,87 +369,80 @@ class Registry:
                 has yet to point an alias at it.
             stale_seconds: Age from which an unfinished publication counts as abandoned.
         """
-        model = self._model(name)
-        with alias_log.locked(model / "aliases"):
-            history = self.history(name)
-            numbers = self._numbers(name)
-            keep = set(numbers[-keep_last:] if keep_last else [])
-            keep.update(alias_log.targets(history).values())
-            for alias in rollback_aliases:
-                keep.update(alias_log.stack(history, alias))
-            doomed = [
-                version.version
-                for version in self.versions(name)
-                if version.version not in keep
-                and version.ref not in referenced
-                and _age_seconds(version) >= min_age_seconds
-            ]
-            leftovers = [
-                path
-                for hidden in (_STAGING, _TRASH)
-                for path in sorted((model / hidden).glob("*"))
-                if _unchanged_seconds(path) >= stale_seconds
-            ]
-            if not dry_run:
-                for number in doomed:
-                    self._retire(name, number)
-                for path in leftovers:
-                    shutil.rmtree(path)
-        return Garbage(tuple(f"{name}@{n}" for n in doomed), len(leftovers))
+        for _ in _attempts(_checked(name)):
+            with self._shelf.changing(name) as log:
+                present = self._shelf.versions(name)
+                keep = {version.version for version in (present[-keep_last:] if keep_last else [])}
+                keep.update(alias_log.targets(log.changes).values())
+                for alias in rollback_aliases:
+                    keep.update(alias_log.stack(log.changes, alias))
+                begun = alias_log.removed(log.changes)
+                doomed = [
+                    version.version
+                    for version in present
+                    if version.version in begun
+                    or (
+                        version.version not in keep
+                        and version.ref not in referenced
+                        and _age_seconds(version) >= min_age_seconds
+                    )
+                ]
+                leftovers = self._shelf.leftovers(name, older_than=stale_seconds)
+                if not dry_run:
+                    if not self._announce(log, [n for n in doomed if n not in begun]):
+                        continue  # somebody moved an alias: judge again
+                    for number in doomed:
+                        self._shelf.remove(name, number)
+                    self._shelf.sweep(name, leftovers)
+                return Garbage(tuple(f"{name}@{n}" for n in doomed), len(leftovers))
+        raise AssertionError("the last attempt raises")
 
-    def _retire(self, name: str, number: int) -> None:
-        model = self._model(name)
-        path = self._version_path(name, number)
-        retired = model / _RETIRED
-        retired.mkdir(exist_ok=True)
-        write_bytes_atomic(retired / f"{number}.json", (path / MANIFEST).read_bytes())
-        self._step("tombstone written")
-        remove_directory(path, model / _TRASH)
+    def _announce(self, log: AliasLog, numbers: Sequence[int]) -> bool:
+        """Write down that versions are removed, so that nobody points an alias at them."""
+        lines: list[AliasChange] = []
+        for number in numbers:
+            lines.append(
+                alias_log.next_change(
+                    [*log.changes, *lines],
+                    action="remove",
+                    version=number,
+                    who=user_name(),
+                    why="garbage collection",
+                )
+            )
+        return not lines or log.append(lines)
 
     def retired(self, name: str) -> dict[int, dict[str, Any]]:
         """Manifests of versions that gc removed, by number."""
-        return {
-            int(path.stem): json.loads(path.read_text(encoding="utf-8"))
-            for path in (self._model(name) / _RETIRED).glob("*.json")
-            if path.stem.isdecimal()
-        }
+        return self._shelf.retired(_checked(name))
 
-    # Paths
 
-    def _model(self, name: str) -> Path:
-        if not NAME.match(name):
-            raise RegistryError(
-                f"{name!r} cannot be a model name.",
-                next_step="Use letters, digits, '.', '-' and '_', at most 64 characters.",
-            )
-        return self.root / name
+def _checked(name: str) -> str:
+    """A model name.
 
-    def _version_path(self, name: str, number: int) -> Path:
-        return self._model(name) / "versions" / str(number)
-
-    def _numbers(self, name: str) -> list[int]:
-        directory = self._model(name) / "versions"
-        if not directory.is_dir():
-            return []
-        return sorted(
-            int(entry.name)
-            for entry in directory.iterdir()
-            if entry.name.isdecimal() and (entry / MANIFEST).is_file()
+    Raises:
+        RegistryError: If it cannot be one.
+    """
+    if not NAME.match(name):
+        raise RegistryError(
+            f"{name!r} cannot be a model name.",
+            next_step="Use letters, digits, '.', '-' and '_', at most 64 characters.",
         )
-
-    def _next_number(self, name: str) -> int:
-        used = [*self._numbers(name)]
-        retired = self._model(name) / _RETIRED
-        if retired.is_dir():
-            used += [int(p.stem) for p in retired.glob("*.json") if p.stem.isdecimal()]
-        return max(used, default=0) + 1
+    return name
 
 
-def _unchanged_seconds(path: Path) -> float:
-    try:
-        return time.time() - path.stat().st_mtime
-    except FileNotFoundError:  # its publisher has just moved it into place
-        return -math.inf
+def _attempts(name: str) -> Iterator[int]:
+    """Turns to try a change in, with growing pauses of random length between them.
+
+    Raises:
+        RegistryError: After the last.
+    """
+    for attempt in range(_ATTEMPTS):
+        yield attempt
+        time.sleep(random.uniform(0, min(1.0, 0.02 * 2**attempt)))
+    raise RegistryError(
+        f"Others kept changing the aliases of {name} at the same time.", next_step="Try again."
+    )
 
 
 def _age_seconds(version: ModelVersion) -> float:

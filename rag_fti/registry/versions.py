@@ -48,8 +48,11 @@ class ModelVersion:
     name: str
     version: int
     path: Path
-    """Directory that transformers, peft and vLLM can load."""
+    """Directory that transformers, peft and vLLM can load. Of a registry in an object store it is
+    a local copy, which :meth:`Registry.verify` fetches."""
     manifest: Mapping[str, Any]
+    location: str
+    """Where the version is published: a directory or a URI."""
 
     @property
     def ref(self) -> str:
@@ -109,14 +112,33 @@ def read_version(name: str, number: int, path: Path) -> ModelVersion | None:
         return None
     except OSError as error:
         raise RegistryError(f"Cannot read {path / MANIFEST}: {error}.") from error
+    return ModelVersion(name, number, path, parse_manifest(text, where=str(path)), str(path))
+
+
+def parse_manifest(data: str | bytes, *, where: str) -> dict[str, Any]:
+    """The manifest of the version at ``where``.
+
+    Raises:
+        RegistryError: If it is damaged.
+    """
     try:
-        manifest = json.loads(text)
+        manifest: dict[str, Any] = json.loads(data)
     except ValueError as error:
         raise RegistryError(
-            f"The manifest {path / MANIFEST} is damaged: {error}.",
-            next_step="Remove the version's directory and import or train it again.",
+            f"The manifest {where}/{MANIFEST} is damaged: {error}.",
+            next_step="Remove the version's files and import or train it again.",
         ) from error
-    return ModelVersion(name, number, path, manifest)
+    return manifest
+
+
+def finished_manifest(manifest: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """A manifest with what is known only when it is published."""
+    return {
+        "schema": MANIFEST_SCHEMA,
+        **manifest,
+        "version": number,
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def stage_files(source: Path, target: Path) -> dict[str, dict[str, Any]]:
@@ -171,15 +193,7 @@ def commit(
     """
     number = first
     while True:
-        write_json_atomic(
-            staged / MANIFEST,
-            {
-                "schema": MANIFEST_SCHEMA,
-                **manifest,
-                "version": number,
-                "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            },
-        )
+        write_json_atomic(staged / MANIFEST, finished_manifest(manifest, number))
         step("manifest written")
         try:
             staged.rename(versions / str(number))
@@ -193,12 +207,13 @@ def commit(
         return number
 
 
-def check_files(path: Path, files: Mapping[str, Mapping[str, Any]], *, what: str) -> None:
-    """Compare the files in ``path`` with their recorded digests.
+def check_files(path: Path, manifest: Mapping[str, Any], *, what: str) -> None:
+    """Compare the files in ``path`` with the digests in a manifest.
 
     Raises:
         RegistryError: If one is missing, changed or not in the manifest.
     """
+    files = listed_files(manifest, what=what)
     present = {
         p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file() or p.is_symlink()
     } - {MANIFEST}
@@ -221,6 +236,18 @@ def check_files(path: Path, files: Mapping[str, Mapping[str, Any]], *, what: str
             f"The files of {what} do not match its manifest: {'; '.join(parts)}.",
             next_step="Roll back to another version, or import this one again from its source.",
         )
+
+
+def listed_files(manifest: Mapping[str, Any], *, what: str) -> Mapping[str, Mapping[str, Any]]:
+    """Names, digests and sizes of a version's files.
+
+    Raises:
+        RegistryError: If the manifest lists none.
+    """
+    files = manifest.get("files")
+    if not isinstance(files, Mapping):
+        raise RegistryError(f"The manifest of {what} lists no files.")
+    return files
 
 
 def remove_directory(path: Path, trash: Path) -> None:

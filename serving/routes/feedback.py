@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import uuid
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from rag_fti.feature_store import sql_string
+from rag_fti.roots import datasets_root, open_registry
 from serving.access import Chatting, ServicesDep
 from serving.auth import Principal
 from serving.errors import ApiError, json_response
@@ -50,7 +50,6 @@ async def answer_lineage(
 
     def work() -> dict[str, Any]:
         from rag_fti.lineage import Stores, trace
-        from rag_fti.registry import Registry
 
         require_own(services, principal, response_id)
         services.log.flush()
@@ -59,8 +58,8 @@ async def answer_lineage(
         storage = services.settings.storage
         stores = Stores(
             features=services.store,
-            datasets=Path(storage.datasets_uri),
-            registry=Registry.open(storage.registry_uri),
+            datasets=datasets_root(storage),
+            registry=open_registry(storage),
         )
         return trace(response_id, stores=stores)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rag_fti.datasets import dataset_versions, open_dataset, read_manifest, write_dataset
-from rag_fti.errors import DatasetError
+from rag_fti.errors import ConfigError, DatasetError
 from tests.training.tiny import build_dataset
 
 
@@ -48,8 +48,8 @@ def test_unknown_datasets_say_what_exists(tmp_path: Path) -> None:
         open_dataset(tmp_path, "colours@nope")
     with pytest.raises(DatasetError, match="neither a dataset reference"):
         open_dataset(tmp_path, "colours")
-    with pytest.raises(DatasetError, match="Mount the bucket"):
-        open_dataset("s3://bucket/datasets", "colours@latest")
+    with pytest.raises(ConfigError, match="begins with one of: s3://"):
+        open_dataset("ftp://host/datasets", "colours@latest")
     with pytest.raises(DatasetError, match="no complete dataset version"):
         read_manifest(tmp_path)
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from rag_fti import roots
 from rag_fti.config import Settings
 from rag_fti.config.models import RemoteGeneratorConfig
 from rag_fti.errors import IncompatibleArtifact, ModelNotFound, RagFtiError, RegistryError
@@ -368,9 +369,7 @@ def _anew(error: Exception, reference: str) -> RagFtiError:
 
 def open_registry(settings: Settings) -> Registry:
     """The configured registry."""
-    from rag_fti.registry import Registry
-
-    return Registry.open(settings.storage.registry_uri)
+    return roots.open_registry(settings.storage)
 
 
 def is_reference(text: str) -> bool:

@@ -67,9 +67,9 @@ class TrainingConfig(Section):
     """Halve ``micro_batch_size`` until a step fits into memory."""
     max_tokens: Annotated[int, Field(ge=64, le=1_000_000)] = 2048
     """Longest example, and longest packed row; longer examples are left out and counted."""
-    packing: bool = True
+    packing: bool | Literal["auto"] = "auto"
     """Put several examples into one row without letting them see one another, where the model
-    supports it."""
+    supports it. ``auto`` does so on a GPU; a CPU is faster with batches of similar lengths."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

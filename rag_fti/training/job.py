@@ -78,7 +78,7 @@ class JobOptions:
     micro_batch_size: int = 0
     auto_batch_size: bool = False
     max_tokens: int = 2048
-    packing: bool = True
+    packing: bool | str = "auto"
     dtype: str = "auto"
     device: str = "auto"
     gradient_checkpointing: bool = False
@@ -290,7 +290,7 @@ def _fit_within_memory(
             data.examples,
             held.examples,
             capabilities=capabilities,
-            packing=options.packing,
+            packing=device == "cuda" if options.packing == "auto" else bool(options.packing),
             row_tokens=options.max_tokens,
             pad_token_id=pad_token_id,
             batch_size=options.batch_size,

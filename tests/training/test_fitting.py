@@ -36,6 +36,7 @@ OPTIONS = JobOptions(
     evaluations_per_epoch=2,
     early_stopping=0,
     samples=0,
+    packing=True,
     lora=LoraOptions(rank=4, alpha=8),
 )
 
@@ -113,6 +114,25 @@ def test_the_best_weights_are_kept_and_training_stops_early(
     assert result.fit.stopped_early and result.fit.steps < 400
     assert result.fit.best_step == min(losses, key=lambda step: losses[step])
     assert len([step for step in losses if step > result.fit.best_step]) == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"max_steps": 10}, {"max_steps": 400, "learning_rate": 5e-2, "early_stopping": 1}],
+    ids=["all steps", "early"],
+)
+def test_a_run_that_was_killed_after_its_last_step_is_not_trained_further(
+    tiny_llama: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    ended = train(tiny_llama, tmp_path, epochs=50, **changes)
+    again = train(tiny_llama, tmp_path, epochs=50, resume=True, **changes)
+    assert again.fit.history == ended.fit.history
+    assert again.fit.steps == ended.fit.steps and again.fit.best_step == ended.fit.best_step
+    assert again.fit.stopped_early == ended.fit.stopped_early
+    for (name, one), (_, other) in zip(
+        ended.model.named_parameters(), again.model.named_parameters(), strict=True
+    ):
+        assert torch.equal(one, other), name
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tiny_llama: Path, tmp_path: Path) -> None:
@@ -217,6 +237,11 @@ def test_schedules() -> None:
     )  # fmt: skip
     assert (plan.micro_rows, plan.accumulation, plan.steps_per_epoch) == (4, 4, 7)
     assert plan.steps == 14 and plan.evaluate_every == 3
+    uneven = plan_schedule(
+        rows=100, examples=100, batch_size=6, micro_batch_size=4, epochs=1, max_steps=0,
+        evaluations_per_epoch=0,
+    )  # fmt: skip
+    assert (uneven.micro_rows, uneven.accumulation, uneven.steps) == (3, 2, 17)
     packed = plan_schedule(
         rows=25, examples=100, batch_size=16, micro_batch_size=0, epochs=1, max_steps=0,
         evaluations_per_epoch=0, processes=2,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from lance.query import MatchQuery
 
 from rag_fti.errors import StoreError
@@ -40,7 +41,7 @@ class SearchPolicy:
     rows: int = 0
     """Rows when the index was built."""
 
-    def nearest(self, vector: Vectors, *, k: int) -> dict[str, Any]:
+    def nearest(self, vector: pa.Array, *, k: int) -> dict[str, Any]:
         """The ``nearest`` argument of a Lance scanner with these settings."""
         query: dict[str, Any] = {"column": _VECTOR, "q": vector, "k": k, "metric": "cosine"}
         if self.kind == "none":
@@ -77,7 +78,7 @@ class ChunkSearcher:
     ) -> Ranking:
         """Rows nearest to a vector of shape ``(dimension,)``, with their cosine similarity."""
         policy = policy or self.policy
-        values = np.asarray(vector, dtype=np.float32).reshape(-1)
+        values = pa.array(np.asarray(vector, dtype=np.float32).reshape(-1))
         found = self.dataset.scanner(
             columns=["_distance"],
             with_row_id=True,

@@ -62,12 +62,20 @@ def recent(
 ) -> tuple[Message, ...]:
     """The last turns that fit, oldest first, beginning with a user's turn.
 
+    Answers come without their citation markers, which number passages that are not there any more.
+
     Args:
         history: All earlier turns.
         turns: Most question and answer pairs.
         fits: Whether a history leaves enough room in the prompt.
     """
-    kept = list(history)[-2 * turns :] if turns else []
+    kept = [_unmarked(turn) for turn in list(history)[-2 * turns :]] if turns else []
     while kept and (kept[0]["role"] != "user" or not fits(kept)):
         kept.pop(0)
     return tuple(kept)
+
+
+def _unmarked(turn: Message) -> Message:
+    if turn["role"] != "assistant":
+        return turn
+    return {**turn, "content": prompts.without_markers(turn["content"])}

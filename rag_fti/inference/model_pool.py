@@ -152,7 +152,9 @@ class ModelPool:
 
     def failures(self) -> Mapping[str, Failure]:
         """Names that do not answer with the version they should, and why."""
-        return dict(self._failures)
+        with self._lock:
+            served = {DEFAULT, *self._names}  # a name that made room for others is well again
+            return {name: why for name, why in dict(self._failures).items() if name in served}
 
     def current(self) -> dict[str, str]:
         """Served names and the models that answer for them now."""

@@ -124,6 +124,8 @@ def test_a_follow_up_is_found_by_the_turn_before(build: Callable[..., Engine]) -
     assert engine.answer(follow_up, history=history).hits[0].source == "guide/boats.md"
     roles = [message["role"] for message in generator.requests[-1].messages]
     assert roles == ["system", "user", "assistant", "user"]
+    # Its markers number passages that are not in this prompt.
+    assert generator.requests[-1].messages[2]["content"] == "From pier 4."
 
 
 def test_a_model_can_rewrite_the_follow_up(build: Callable[..., Engine]) -> None:

@@ -159,6 +159,23 @@ def test_a_broken_version_is_tried_ever_more_rarely_and_logged_once(
     assert sum("assistant@2" in record.message for record in caplog.records) == 1
 
 
+def test_the_failure_of_a_name_that_made_room_is_forgotten(
+    pool: ModelPool, publish: Callable[..., str], factory: Factory
+) -> None:
+    publish(alias="champion")
+    pool.load_default()
+    publish(alias="blue")
+    assert model_of(pool, "assistant@blue") == "assistant@2"
+    factory.broken.add("assistant@3")
+    publish(alias="blue")
+    pool.refresh()
+    assert list(pool.failures()) == ["assistant@blue"]
+    publish()
+    assert model_of(pool, "assistant@4") == "assistant@4"
+    pool.refresh()
+    assert pool.failures() == {}
+
+
 def test_a_version_made_for_another_store_is_not_swapped_in(
     pool: ModelPool, publish: Callable[..., str], factory: Factory
 ) -> None:

@@ -7,6 +7,7 @@ An answer to an unanswerable question scores 0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -157,7 +158,7 @@ def _operation(
 ) -> Operation:
     answered = spoke & (confidence >= threshold)
     return Operation(
-        threshold=round(threshold, 6),
+        threshold=math.floor(threshold * 1e6) / 1e6,  # up, it could withhold the surest
         coverage=_share(answered) or 0.0,
         risk=round(1.0 - float(score[answered].mean()), 4) if answered.any() else None,
         false_abstention=_share(~answered[answerable]),

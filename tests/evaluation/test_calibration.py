@@ -81,3 +81,10 @@ def test_a_confidence_that_tells_lowers_the_area() -> None:
 def test_without_answerable_questions_nothing_is_withheld() -> None:
     replies = [Reply(n / 10, 0.0, answerable=False, abstained=False) for n in range(1, 6)]
     assert calibrate(replies, max_false_abstention=0.1).abstain_below == 0.0
+
+
+def test_rounding_does_not_withhold_the_surest() -> None:
+    replies = [told(0.9999992, 0.0), *(told(0.9999999, 1.0) for _ in range(19))]
+    found = calibrate(replies, max_false_abstention=0.1)
+    withheld = [reply for reply in replies if reply.confidence < found.abstain_below]
+    assert len(withheld) <= 1

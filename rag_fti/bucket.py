@@ -53,7 +53,8 @@ _CLIENT_OPTIONS = frozenset(
     }
 )
 """Options of the connection, which LanceDB takes beside those of the store."""
-_RETRIES = {"max_retries": 6, "retry_timeout": timedelta(seconds=30)}
+_RETRIES = 6
+_RETRY_SECONDS = 30
 
 
 def open_root(
@@ -124,11 +125,18 @@ def _connect(uri: str, options: tuple[tuple[str, str], ...]) -> _Connection:
             f"{uri} is in an object store, and support for these is not installed.",
             next_step="pip install 'rag-fti[object-store]'",
         ) from error
-    of_client = {name: value for name, value in options if name in _CLIENT_OPTIONS}
-    of_store = {name: value for name, value in options if name not in _CLIENT_OPTIONS}
+    of_store = dict(options)
+    of_client = {name: of_store.pop(name) for name in _CLIENT_OPTIONS & of_store.keys()}
     try:
+        # These two have the names that LanceDB gives them.
+        retries = {
+            "max_retries": int(of_store.pop("client_max_retries", _RETRIES)),
+            "retry_timeout": timedelta(
+                seconds=float(of_store.pop("client_retry_timeout", _RETRY_SECONDS))
+            ),
+        }
         client = from_url(
-            uri, config=of_store, client_options=of_client or None, retry_config=_RETRIES
+            uri, config=of_store, client_options=of_client or None, retry_config=retries
         )
         return _Connection(client)
     except (BaseError, ValueError) as error:
@@ -265,11 +273,14 @@ class Bucket:
         import obstore
 
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("xb") as stream, self._mapped("read", path):
+        with self._mapped("read", path):
             size = obstore.head(self._client, path)["size"]
+        with file.open("xb") as stream:
             for start in range(0, size, _RANGE_BYTES):
                 end = min(size, start + _RANGE_BYTES)
-                stream.write(obstore.get_range(self._client, path, start=start, end=end))
+                with self._mapped("read", path):
+                    piece = obstore.get_range(self._client, path, start=start, end=end)
+                stream.write(piece)
 
     def delete(self, paths: Iterable[str]) -> None:
         """Remove objects; those that are gone already do not matter.
@@ -322,14 +333,18 @@ class Bucket:
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
-        """A new directory beside the cached copies; gone after the ``with`` block."""
-        self.cache.mkdir(parents=True, exist_ok=True)
+        """A new directory beside the cached copies; gone after the ``with`` block.
+
+        Raises:
+            StoreError: If files cannot be written there, also from within the block.
+        """
         staged = self.cache / f".{os.getpid()}-{os.urandom(6).hex()}"
-        staged.mkdir()
-        try:
-            yield staged
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+        with self._caching():
+            try:
+                staged.mkdir(parents=True)
+                yield staged
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
 
     def fetch(
         self,
@@ -354,7 +369,7 @@ class Bucket:
             RagFtiError: What ``check`` raises about the files as they are in the store.
         """
         target = self.cached(label, manifest)
-        with locked(target.with_name(f".{target.name}.lock")):
+        with self._caching(), locked(target.with_name(f".{target.name}.lock")):
             if target.is_dir():
                 try:
                     check(target)
@@ -372,3 +387,14 @@ class Bucket:
                 check(staged)
                 staged.rename(target)
         return target
+
+    @contextlib.contextmanager
+    def _caching(self) -> Iterator[None]:
+        """Turn errors of the file system into :class:`StoreError`."""
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"Cannot write into {self.cache}: {error}.",
+                next_step="Let storage.cache be a writable directory with room for a version.",
+            ) from error

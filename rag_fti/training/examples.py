@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rag_fti import prompts
 from rag_fti.errors import TrainingError
-from rag_fti.protocols import Tokenizer
+from rag_fti.models.control_tokens import control_pattern, defuse
+from rag_fti.protocols import Message, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def encode_rows(
         TrainingError: If a row's last message is not the assistant's.
     """
     examples, too_long = [], 0
+    control = control_pattern(tokenizer)
     for row in rows:
         *prompt, reply = row["messages"]
         if reply["role"] != "assistant":
@@ -71,15 +74,35 @@ def encode_rows(
                 f"Row {row.get('example_id', '?')} ends with a {reply['role']!r} message, "
                 "expected the assistant's."
             )
-        head = prompts.prompt_token_ids(tokenizer, prompt)
-        tail = prompts.completion_token_ids(
-            tokenizer, str(reply["content"]), end_token_id=end_token_id
-        )
-        if len(head) + len(tail) > max_tokens:
+        example = encode(prompt, reply, tokenizer, control=control, end_token_id=end_token_id)
+        if len(example) > max_tokens:
             too_long += 1
         else:
-            examples.append(Example((*head, *tail), len(head)))
+            examples.append(example)
     return EncodedRows(tuple(examples), too_long)
+
+
+def encode(
+    prompt: Sequence[Message],
+    reply: Message,
+    tokenizer: Tokenizer,
+    *,
+    control: re.Pattern[str] | None,
+    end_token_id: int,
+) -> Example:
+    """A prompt and its reply as serving tokenizes them.
+
+    Args:
+        prompt: Messages of the prompt.
+        reply: The assistant's message.
+        tokenizer: The base model's tokenizer.
+        control: Its control tokens, which are text where they stand in a message.
+        end_token_id: Token that ends the model's turn.
+    """
+    *shown, said = defuse([*prompt, reply], control)
+    head = prompts.prompt_token_ids(tokenizer, shown)
+    tail = prompts.completion_token_ids(tokenizer, said["content"], end_token_id=end_token_id)
+    return Example((*head, *tail), len(head))
 
 
 def end_token(tokenizer: Any) -> int:

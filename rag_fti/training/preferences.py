@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rag_fti import prompts
+from rag_fti.models.control_tokens import control_pattern
 from rag_fti.protocols import Tokenizer
 from rag_fti.training.batches import IGNORED, PaddedBatches, Row
-from rag_fti.training.examples import Example
+from rag_fti.training.examples import encode
 from rag_fti.training.fitting import Loss
 
 
@@ -39,14 +39,14 @@ def encode_pairs(
     """
     pairs: list[Row] = []
     too_long = 0
+    control = control_pattern(tokenizer)
     for row in rows:
-        head = prompts.prompt_token_ids(tokenizer, row["prompt"])
-        examples = []
-        for side in ("chosen", "rejected"):
-            tail = prompts.completion_token_ids(
-                tokenizer, str(row[side][0]["content"]), end_token_id=end_token_id
+        examples = [
+            encode(
+                row["prompt"], row[side][0], tokenizer, control=control, end_token_id=end_token_id
             )
-            examples.append(Example((*head, *tail), len(head)))
+            for side in ("chosen", "rejected")
+        ]
         if max(map(len, examples)) > max_tokens:
             too_long += 1
         else:

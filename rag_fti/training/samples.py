@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rag_fti import prompts
+from rag_fti.models.control_tokens import control_pattern, defuse
 
 
 def generate_samples(
@@ -33,11 +34,12 @@ def generate_samples(
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
+    control = control_pattern(tokenizer)
     replies = []
     try:
         with torch.no_grad(), nullcontext() if adapted else model.disable_adapter():
             for row in rows:
-                ids = prompts.prompt_token_ids(tokenizer, row["messages"][:-1])
+                ids = prompts.prompt_token_ids(tokenizer, defuse(row["messages"][:-1], control))
                 prompt = torch.tensor([ids], device=device)
                 output = model.generate(
                     input_ids=prompt,

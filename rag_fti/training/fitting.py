@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from rag_fti.errors import TrainingError
 from rag_fti.files import write_json_atomic
@@ -83,6 +84,7 @@ def plan_schedule(
     wanted = max(1, round((micro_batch_size or batch_size) / per_row))
     micro = min(wanted, rows_per_step)
     accumulation = math.ceil(rows_per_step / micro)
+    micro = math.ceil(rows_per_step / accumulation)  # 2 times 3 rows rather than 4 and 4 for 6
     per_epoch = max(1, math.ceil(rows / (micro * accumulation * processes)))
     steps = max_steps or max(1, math.ceil(per_epoch * epochs))
     every = max(1, per_epoch // evaluations_per_epoch) if evaluations_per_epoch else 0
@@ -191,12 +193,18 @@ def fit(
         if type(callback).__name__ in ("PrinterCallback", "ProgressCallback"):
             trainer.remove_callback(callback)
     watch.meter = meter
+    ended = _ended(checkpoint, schedule, options) if checkpoint else None
     try:
-        trainer.train(
-            resume_from_checkpoint=str(checkpoint) if checkpoint else None,
-            # Trainer adds to this list; what a model's configuration names may be a tuple.
-            ignore_keys_for_eval=["past_key_values", "cache"],
-        )
+        if checkpoint and ended:  # Trainer would take one more step
+            trainer.state = ended
+            watch.stopped = ended.global_step < schedule.steps
+            _load_adapter(trainer.model, checkpoint)
+        else:
+            trainer.train(
+                resume_from_checkpoint=str(checkpoint) if checkpoint else None,
+                # Trainer adds to this list; what a model's configuration names may be a tuple.
+                ignore_keys_for_eval=["past_key_values", "cache"],
+            )
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise OutOfMemory(micro_rows=schedule.micro_rows) from error
@@ -262,6 +270,30 @@ def remove_incomplete(work: Path) -> None:
     for path in work.glob("checkpoint-*"):
         if not (path / COMPLETE).is_file():
             shutil.rmtree(path)
+
+
+def _ended(checkpoint: Path, schedule: Schedule, options: FitOptions) -> TrainerState | None:
+    """The state in a checkpoint after which nothing is left to train, else None."""
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    _, since = _best_evaluation(state.log_history)
+    early = 0 < options.early_stopping <= since
+    return state if early or state.global_step >= schedule.steps else None
+
+
+def _best_evaluation(history: Sequence[Mapping[str, float]]) -> tuple[int, int]:
+    """Step of the least validation loss, and how many validations came after it."""
+    entries = [(entry["eval_loss"], entry["step"]) for entry in history if "eval_loss" in entry]
+    if not entries:
+        return 0, 0
+    _, best = min(entries)
+    return int(best), sum(1 for _, step in entries if step > best)
+
+
+def _load_adapter(model: Any, checkpoint: Path) -> None:
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(model, load_file(str(checkpoint / "adapter_model.safetensors")))
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
@@ -374,11 +406,9 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any
     ) -> None:
-        entries = [(e["eval_loss"], e["step"]) for e in state.log_history if "eval_loss" in e]
-        _, best_step = min(entries)
+        best_step, since = _best_evaluation(state.log_history)
         if best_step == state.global_step and state.is_world_process_zero:
             self._store_best(kwargs["model"], state.global_step, metrics["eval_loss"])
-        since = sum(1 for _, step in entries if step > best_step)
         self._progress.note(
             f"step {state.global_step}: validation loss {metrics['eval_loss']:.4f}"
             f"{' (best so far)' if best_step == state.global_step else ''}"

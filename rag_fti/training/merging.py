@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from rag_fti.errors import IncompatibleArtifact, RegistryError
-from rag_fti.models.causal import load_causal_lm, load_tokenizer, resolve_base_model
+from rag_fti.errors import IncompatibleArtifact, ModelNotFound, RegistryError
+from rag_fti.models.causal import BaseModel, load_causal_lm, load_tokenizer, resolve_base_model
 from rag_fti.training.saving import save_merged
 
 
@@ -28,7 +28,7 @@ def merge_version(
             machine.
 
     Raises:
-        IncompatibleArtifact: If the base model's weights are not those trained on.
+        IncompatibleArtifact: If no base model here has the weights that were trained on.
         RegistryError: If ``target`` exists.
     """
     if target.exists():
@@ -36,15 +36,7 @@ def merge_version(
             f"{target} exists already.", next_step="Give a directory that does not exist."
         )
     recorded = manifest["base_model"]
-    base = resolve_base_model(base_model)
-    if base.weights_digest != recorded["weights_digest"]:
-        base = resolve_base_model(recorded["reference"], revision=recorded["revision"] or None)
-    if base.weights_digest != recorded["weights_digest"]:
-        raise IncompatibleArtifact(
-            f"The base model {base.reference} has other weights than the version was trained on.",
-            next_step=f"Get {recorded['reference']} {recorded['revision']} and set "
-            "training.base_model to its directory.",
-        )
+    base = _find_base(recorded, base_model)
     model = load_causal_lm(base.location, dtype=torch.float32, adapter=version)
     building = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
     try:
@@ -52,3 +44,25 @@ def merge_version(
         building.rename(target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _find_base(recorded: Mapping[str, Any], configured: str) -> BaseModel:
+    """The base model with the recorded weights: the configured one, or the recorded reference."""
+    found = []
+    for reference, revision in (
+        (configured, None),
+        (recorded["reference"], recorded["revision"] or None),
+    ):
+        try:
+            base = resolve_base_model(reference, revision=revision)
+        except ModelNotFound as error:
+            found.append(error.message)
+            continue
+        if base.weights_digest == recorded["weights_digest"]:
+            return base
+        found.append(f"{reference} has other weights")
+    raise IncompatibleArtifact(
+        f"The base model that the version was trained on is not here: {'; '.join(found)}.",
+        next_step=f"Get {recorded['reference']} {recorded['revision']} and set "
+        "training.base_model to its directory.",
+    )

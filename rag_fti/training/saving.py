@@ -46,5 +46,6 @@ def save_merged(model: Any, tokenizer: Any, folder: Path) -> None:
             next_step="Merge afterwards into the full base model: rag-fti models merge VERSION.",
         )
     merged = model.merge_and_unload()
+    merged.config.use_cache = True  # off while training
     merged.save_pretrained(str(folder), safe_serialization=True)
     tokenizer.save_pretrained(str(folder))

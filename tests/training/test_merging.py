@@ -51,10 +51,13 @@ def test_merged_weights_say_the_same_as_the_adapter(tmp_path: Path, family: str)
     }
     training.run(load_settings(values=values, environment={}))
     version = Registry.open(str(tmp_path / "data/registry")).resolve("assistant@1")
+    config = json.loads((version.path / "merged/config.json").read_text())
+    assert config.get("use_cache", True), "generation from the merged weights would have no cache"
 
     merged = tmp_path / "merged"
     arguments = ["models", "merge", "assistant@1", str(merged), "--json"]
-    arguments += [f"storage.root={tmp_path / 'data'}"]
+    # The configured base model may be missing: the manifest says where it was.
+    arguments += [f"storage.root={tmp_path / 'data'}", f"training.base_model={tmp_path / 'gone'}"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["ref"] == "assistant@1"

@@ -1,9 +1,9 @@
-"""Embedding models of sentence-transformers on torch."""
+"""Embedding models run by sentence-transformers on torch."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class TorchModel:
         self, *, directory: Path, device: str, dtype: str, batch_size: int, max_tokens: int
     ) -> None:
         import torch
+        from sentence_transformers import SentenceTransformer
         from tokenizers import Tokenizer
         from transformers.utils import logging as transformers_logging
 
@@ -38,38 +39,20 @@ class TorchModel:
         device = pick_device(device)
         arithmetic = pick_dtype(dtype, device)
         transformers_logging.disable_progress_bar()
-        self._batch_size = batch_size or pick_batch_size(device)
-        self._device = torch.device(device)
-        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        self._tokenizer.enable_truncation(max_tokens)
-        self._tokenizer.no_padding()
         try:
-            self._compute = self._load(directory, max_tokens)
+            model = SentenceTransformer(str(directory), device=device, local_files_only=True)
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise ConfigError(
                 f"Cannot load the embedding model in {directory}: {error}",
                 next_step="Check embedder.model.",
             ) from error
-        self._autocast: Any = None if arithmetic == torch.float32 else arithmetic
-
-    def _load(self, directory: Path, max_tokens: int) -> Callable[[Sequence[str]], Any]:
-        """What computes the vectors of one batch."""
-        from rag_fti.models.pooled import load_pooled
-
-        device = self._device.type
-        pooled = load_pooled(directory, device=device, tokenizer=self._tokenizer)
-        if pooled is not None:
-            return pooled.encode
-        from sentence_transformers import SentenceTransformer
-
-        model = SentenceTransformer(str(directory), device=device, local_files_only=True)
         model.max_seq_length = max_tokens
-        return lambda texts: model.encode(
-            list(texts),
-            batch_size=len(texts),
-            convert_to_tensor=True,
-            show_progress_bar=False,
-        )
+        self._model = model
+        self._batch_size = batch_size or pick_batch_size(device)
+        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        self._tokenizer.enable_truncation(max_tokens)
+        self._tokenizer.no_padding()
+        self._autocast: Any = None if arithmetic == torch.float32 else arithmetic
 
     def encode(self, texts: Sequence[str], *, stored: bool) -> Vectors:
         """Vectors of texts, float32 of shape ``(len(texts), dimension)``.
@@ -80,7 +63,12 @@ class TorchModel:
         """
 
         def encode(numbers: Sequence[int]) -> Vectors:
-            vectors = self._compute([texts[number] for number in numbers])
+            vectors = self._model.encode(
+                [texts[number] for number in numbers],
+                batch_size=len(numbers),
+                convert_to_tensor=True,
+                show_progress_bar=False,
+            )
             found: Vectors = vectors.float().cpu().numpy()
             return found
 
@@ -93,4 +81,4 @@ class TorchModel:
             return contextlib.nullcontext()
         import torch
 
-        return torch.autocast(self._device.type, dtype=self._autocast)
+        return torch.autocast(self._model.device.type, dtype=self._autocast)

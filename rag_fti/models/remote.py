@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import queue
 import random
 import threading
@@ -303,7 +304,7 @@ class RemoteGenerator:
             if wait:
                 raise InferenceError(
                     f"{self._base_url} has failed several times in a row; it is tried again in "
-                    f"{wait:.0f} s.",
+                    f"{math.ceil(wait)} s.",
                     next_step="Check the server named in generator.base_url.",
                 )
             response, problem, pause = await self._send(request)
@@ -320,9 +321,7 @@ class RemoteGenerator:
         try:
             yield response
         except httpx.HTTPError as error:
-            raise InferenceError(
-                f"{self._base_url} broke off: {type(error).__name__}: {error}."
-            ) from error
+            raise InferenceError(f"{self._base_url} broke off: {_named(error)}.") from error
         finally:
             await response.aclose()
 
@@ -337,7 +336,7 @@ class RemoteGenerator:
                 text = (await response.aread()).decode("utf-8", errors="replace")
         except httpx.HTTPError as error:
             self._breaker.failed()
-            return None, f"{type(error).__name__}: {error}", 0.0
+            return None, _named(error), 0.0
         except asyncio.CancelledError:
             self._breaker.given_up()
             raise
@@ -367,6 +366,11 @@ class RemoteGenerator:
         return InferenceError(
             f"{self._base_url} refuses the request: {problem}", next_step=hints.get(status, "")
         )
+
+
+def _named(error: httpx.HTTPError) -> str:
+    """An error's kind, and its text where it has one (time-outs have none)."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:

@@ -40,8 +40,11 @@ class Upstream:
                 upstream.headers.append(dict(self.headers))
                 upstream.answer(self, body, upstream.plan.pop(0) if upstream.plan else "ok")
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        class Server(ThreadingHTTPServer):
+            request_queue_size = 128  # connections of many requests at once do not time out
+            daemon_threads = True
+
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
         self.thread.start()
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"

@@ -19,6 +19,7 @@ from rag_fti.config import Settings, load_settings
 from rag_fti.feature_store import FeatureStore
 from rag_fti.inference import ServedModel
 from rag_fti.inference.model_pool import ModelPool
+from rag_fti.protocols import Cancellation, Generation, GenerationRequest
 from rag_fti.retrieval import build_retriever
 from serving.app import create_app
 from serving.server import address_of, listen, server_config
@@ -75,6 +76,34 @@ def running(settings: Settings, services: Services) -> Iterator[Running]:
     finally:
         made.stop()
         listener.close()
+
+
+class Gate(FirstSentence):
+    """Does not say a word, nor listen, before it is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = threading.Event()
+
+    def stream(
+        self, request: GenerationRequest, cancellation: Cancellation | None = None
+    ) -> Iterator[str | Generation]:
+        assert self.open.wait(30)
+        yield from super().stream(request, cancellation)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    made = Gate()
+    yield made
+    made.open.set()
+
+
+def eventually(condition: Callable[[], bool], *, seconds: float = 30.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
 
 
 Start = Callable[..., Running]

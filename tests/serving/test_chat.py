@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,10 +12,9 @@ import pytest
 
 from rag_fti import prompts
 from rag_fti.models.local import LocalGenerator
-from rag_fti.protocols import Cancellation, Generation, GenerationRequest
 from tests.inference.corpus import CORPUS, FirstSentence
 from tests.inference.tiny import tiny_model, tiny_tokenizer
-from tests.serving.conftest import Start
+from tests.serving.conftest import Gate, Start, eventually
 
 QUESTION = "Who keeps the cellar key?"
 ANSWER = "The cellar key is kept by Ada Byrne. [1]"
@@ -25,14 +22,6 @@ ANSWER = "The cellar key is kept by Ada Byrne. [1]"
 
 def ask(text: str = QUESTION, **fields: Any) -> dict[str, Any]:
     return {"model": "champion", "messages": [{"role": "user", "content": text}], **fields}
-
-
-def until(true: Callable[[], bool]) -> None:
-    """Wait for something that is bound to happen."""
-    deadline = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def events_of(response: httpx.Response) -> list[Any]:
@@ -178,23 +167,8 @@ def test_errors_are_openai_shaped_also_when_streaming(
         assert error["code"] == code
 
 
-class Held(FirstSentence):
-    """Says nothing before it is let go."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.go = threading.Event()
-
-    def stream(
-        self, request: GenerationRequest, cancellation: Cancellation | None = None
-    ) -> Iterator[str | Generation]:
-        assert self.go.wait(30)
-        yield from super().stream(request, cancellation)
-
-
-def test_a_full_queue_answers_429_with_retry_after(start: Start) -> None:
-    generator = Held()
-    server = start(generator, serving__max_running=1, serving__max_queue=1)
+def test_a_full_queue_answers_429_with_retry_after(start: Start, gate: Gate) -> None:
+    server = start(gate, serving__max_running=1, serving__max_queue=1)
     lane = server.services.lanes["requests"]
 
     def call() -> httpx.Response:
@@ -203,14 +177,14 @@ def test_a_full_queue_answers_429_with_retry_after(start: Start) -> None:
 
     with ThreadPoolExecutor(2) as pool:
         accepted = [pool.submit(call), pool.submit(call)]
-        until(lambda: (lane.running, lane.waiting) == (1, 1))
+        assert eventually(lambda: (lane.running, lane.waiting) == (1, 1))
         refused = [call() for _ in range(3)]
-        generator.go.set()
+        gate.open.set()
     assert [future.result().status_code for future in accepted] == [200, 200]
     assert [response.status_code for response in refused] == [429, 429, 429]
     assert all(response.json()["error"]["code"] == "overloaded" for response in refused)
     assert all(int(response.headers["retry-after"]) >= 1 for response in refused)
-    until(lambda: lane.idle)
+    assert eventually(lambda: lane.idle)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -224,9 +198,9 @@ def test_a_client_that_leaves_cancels_its_generation(start: Start, stream: bool)
     )
     with socket.create_connection(server.address) as connection:
         connection.sendall(head + body)
-        until(lambda: bool(generator.requests))
-    until(lambda: generator.cancelled == 1)
-    until(lambda: server.services.lanes["requests"].idle)
+        assert eventually(lambda: bool(generator.requests))
+    assert eventually(lambda: generator.cancelled == 1)
+    assert eventually(lambda: server.services.lanes["requests"].idle)
 
 
 def test_a_request_that_takes_too_long_is_ended(start: Start) -> None:
@@ -254,7 +228,7 @@ def test_stopping_finishes_running_streams(start: Start) -> None:
 
     thread = threading.Thread(target=call)
     thread.start()
-    until(lambda: bool(generator.requests))
+    assert eventually(lambda: bool(generator.requests))
     server.stop()
     thread.join()
     assert texts == [ANSWER]

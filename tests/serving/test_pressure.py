@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,37 +22,9 @@ from rag_fti.protocols import Cancellation, Generation, GenerationRequest
 from rag_fti.registry import Registry
 from serving.auth import add_key, remove_key
 from tests.inference.corpus import FirstSentence
-from tests.serving.conftest import Running, Start
+from tests.serving.conftest import Gate, Running, Start, eventually
 
 QUESTION = {"messages": [{"role": "user", "content": "Who keeps the cellar key?"}]}
-
-
-class Gate(FirstSentence):
-    """Does not say a word, nor listen, before it is opened."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open = threading.Event()
-
-    def stream(
-        self, request: GenerationRequest, cancellation: Cancellation | None = None
-    ) -> Iterator[str | Generation]:
-        assert self.open.wait(30)
-        yield from super().stream(request, cancellation)
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    made = Gate()
-    yield made
-    made.open.set()
-
-
-def eventually(condition: Callable[[], bool], *, seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return condition()
 
 
 def post(server: Running, path: str, body: dict[str, Any]) -> httpx.Response:

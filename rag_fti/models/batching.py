@@ -98,11 +98,21 @@ class RowSampler(LogitsProcessor):  # type: ignore[misc]
     Args:
         jobs: One per row.
         abstain_id: Token whose first-step probability lowers the confidence, or None.
+        never_first: Tokens that no answer begins with. What the model gave them stays in the
+            confidence: an answer it was kept from beginning wrongly is one it is less sure of.
     """
 
-    def __init__(self, jobs: Sequence[Job], *, abstain_id: int | None, device: str) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        *,
+        abstain_id: int | None,
+        device: str,
+        never_first: Sequence[int] = (),
+    ) -> None:
         self._jobs = jobs
         self._abstain_id = abstain_id
+        self._never_first = torch.tensor(list(never_first), dtype=torch.int64, device=device)
         self._first = True
         self._random: dict[int, torch.Generator] = {}
         for row, job in enumerate(jobs):
@@ -115,14 +125,17 @@ class RowSampler(LogitsProcessor):  # type: ignore[misc]
             shares = torch.softmax(scores.float(), dim=-1)[:, self._abstain_id].tolist()
             for job, share in zip(self._jobs, shares, strict=True):
                 job.abstain_probability = float(share)
+        allowed = scores
+        if self._first and len(self._never_first):
+            allowed = scores.index_fill(1, self._never_first, -torch.inf)
         self._first = False
-        choices = scores.argmax(dim=-1)
+        choices = allowed.argmax(dim=-1)
         for row, random in self._random.items():
             if not self._jobs[row].done:
-                choices[row] = sample(scores[row], self._jobs[row].request, random)
+                choices[row] = sample(allowed[row], self._jobs[row].request, random)
         record(self._jobs, scores, choices)
         if not self._random:
-            return scores
+            return allowed
         chosen = torch.full_like(scores, -torch.inf)
         return chosen.scatter(1, choices[:, None], 0.0)
 

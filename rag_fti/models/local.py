@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,8 @@ from rag_fti.protocols import Cancellation, Generation, GenerationRequest, Messa
 
 logger = logging.getLogger(__name__)
 
+_NEVER_FIRST = re.compile(r"[|#*=_^>,;:!?)\]}\\]+|##.+")
+"""Signs of Markdown and of the end of something, and pieces from the middle of a word."""
 _ROUND_TRIP_SAMPLE = "The Éclair, by  night: 1,250 m (Don't)."
 
 
@@ -91,6 +94,7 @@ class LocalGenerator:
         self.restores_text = not _keeps_text(tokenizer)
         """Whether the tokenizer changes text (case, accents, spaces), so that an answer has to
         be put back into the words of its source."""
+        self._never_first = _never_first(tokenizer) if self.restores_text else ()
 
     @property
     def batching(self) -> str:
@@ -283,7 +287,14 @@ class LocalGenerator:
             attention_mask=mask.to(self._device),
             generation_config=config,
             logits_processor=LogitsProcessorList(
-                [RowSampler(jobs, abstain_id=self._abstain_id, device=self._device)]
+                [
+                    RowSampler(
+                        jobs,
+                        abstain_id=self._abstain_id,
+                        device=self._device,
+                        never_first=self._never_first,
+                    )
+                ]
             ),
             stopping_criteria=StoppingCriteriaList([RowWatcher(jobs)]),
         )
@@ -367,6 +378,17 @@ def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 def _single_token(tokenizer: Any, text: str) -> int | None:
     encoded = tokenizer(text, add_special_tokens=False)["input_ids"]
     return int(encoded[0]) if len(encoded) == 1 else None
+
+
+def _never_first(tokenizer: Any) -> tuple[int, ...]:
+    """Tokens that no quoted answer begins with: table and heading marks, ends of words."""
+    return tuple(
+        sorted(
+            number
+            for token, number in tokenizer.get_vocab().items()
+            if _NEVER_FIRST.fullmatch(token)
+        )
+    )
 
 
 def _context_window(model: Any, tokenizer: Any) -> int:

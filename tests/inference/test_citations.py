@@ -37,6 +37,12 @@ def test_a_model_without_case_gets_the_words_of_the_passage() -> None:
     assert settle("the eclair leaves at nine [2]", HITS, restore=False).text.startswith("the e")
 
 
+@pytest.mark.parametrize("reply", ["| [1]", "## [2]", "[1]", " - . [1] [2]"])
+def test_signs_alone_are_no_answer(reply: str) -> None:
+    settled = settle(reply, HITS, restore=True)
+    assert (settled.text, settled.abstained, settled.citations) == (prompts.ABSTENTION, True, ())
+
+
 def test_own_words_cite_the_whole_chunk() -> None:
     (citation,) = settle("It goes in the morning [2].", HITS, restore=False).citations
     assert (citation.start, citation.end, citation.text) == (20, len(DOCUMENT), HITS[1].text)

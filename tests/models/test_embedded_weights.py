@@ -10,7 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rag_fti import prompts
 from rag_fti.alignment import align
+from rag_fti.models.local import LocalGenerator
 from rag_fti.models.reader import ReaderForCausalLM, register
+from rag_fti.protocols import GenerationRequest
 
 GREETING = prompts.Passage(
     "The Corvane lighthouse was built in 1871 by the engineer Ada Merrow. It stands on a granite "
@@ -65,6 +67,33 @@ def test_answers_verbatim_and_cites(
     span = align(prompts.without_markers(said), GREETING.text)
     assert span is not None
     assert answer in span.text
+
+
+def test_no_answer_begins_with_markup_or_inside_a_word(model: Any, tokenizer: Any) -> None:
+    table = prompts.Passage(
+        "## Allowances\n\n| Country | Full day | Hotel limit per night |\n| --- | ---: | ---: |\n"
+        "| France | 53 EUR | 150 EUR |\n| Japan | 50 EUR | 190 EUR |\n",
+        title="Expenses",
+    )
+    places = ("France", "Japan")
+    asked = [
+        f"What is the {what} for {place}?"
+        for what in ("full day", "hotel limit")
+        for place in places
+    ]
+    generator = LocalGenerator(model=model, tokenizer=tokenizer, name="reader")
+    made = generator.generate(
+        [
+            GenerationRequest(messages=tuple(prompts.answer_messages(question, [table])))
+            for question in asked
+        ]
+    )
+    generator.close()
+    assert all(
+        prompts.is_abstention(m.text) or align(prompts.without_markers(m.text), table.text)
+        for m in made
+    )
+    assert not [m.text for m in made if m.text.lstrip()[0] in "|#*"]
 
 
 @pytest.mark.parametrize("question", ["Who is the mayor of Lisbon?", "What does a visa cost?"])

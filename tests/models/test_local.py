@@ -14,6 +14,8 @@ import torch
 
 from rag_fti import prompts
 from rag_fti.errors import ContextTooLong, InferenceError
+from rag_fti.models.batching import Job, RowSampler
+from rag_fti.models.continuation import Continuation
 from rag_fti.models.local import LocalGenerator, load_local_generator
 from rag_fti.protocols import Cancellation, Generation, GenerationRequest
 from tests.inference.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -56,6 +58,20 @@ def generator(parts: tuple[Any, Any], request: pytest.FixtureRequest) -> Iterato
 
 def request(text: str = "hello", **options: Any) -> GenerationRequest:
     return GenerationRequest(messages=({"role": "user", "content": text},), **options)
+
+
+def test_the_first_token_is_none_of_those_that_never_are() -> None:
+    continuation = Continuation(
+        tokenizer=tiny_tokenizer(), end_ids=frozenset({0}), hidden_ids=frozenset(),
+        max_tokens=9, stop=(),
+    )  # fmt: skip
+    job = Job(request(), [1], continuation, Cancellation(), streaming=False)
+    sampler = RowSampler([job], abstain_id=None, device="cpu", never_first=[1])
+    scores = torch.tensor([[0.0, 3.0, 2.0]])
+    assert sampler(torch.tensor([[1]]), scores).argmax() == 2
+    # It is as unsure of it as it was.
+    assert math.isclose(job.confidence, float(scores.softmax(-1)[0, 2]), rel_tol=1e-5)
+    assert sampler(torch.tensor([[1, 2]]), scores).argmax() == 1
 
 
 def reference(parts: tuple[Any, Any], text: str, tokens: int) -> str:

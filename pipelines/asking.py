@@ -32,7 +32,7 @@ def ask_once(
         The promised keys of ``ask --json``.
 
     Raises:
-        ConfigError: If the question is empty.
+        ConfigError: If the question is empty, or there is no such collection.
         StoreError: If the store holds no documents.
     """
     if not question.strip():
@@ -42,9 +42,11 @@ def ask_once(
     from rag_fti.inference.engine import require_documents
     from rag_fti.inference.replay import asked
     from rag_fti.inference.request_log import RequestLog
+    from rag_fti.retrieval.filters import require_collections
 
     store = FeatureStore.open(settings.storage.features_uri, options=settings.storage.options)
     require_documents(store)
+    require_collections(store, collections, at=at or settings.inference.follow)
     engine = build_engine(settings, store=store, model_ref=model or None)
     answer = engine.answer(question, where=where, at=at, collections=collections)
     if settings.inference.log:

@@ -151,12 +151,14 @@ def run(
     Raises:
         ContractViolation: If a promise does not hold.
         SourceError: If the input cannot be read.
+        ConfigError: If there is no such collection.
         StoreError: If the store cannot be read or written; the run can be continued.
     """
     from rag_fti.feature_store import FeatureStore
     from rag_fti.inference import build_engine
     from rag_fti.inference.batch_files import WorkFile, check_output, read_input, write_output
     from rag_fti.inference.predictions import answer_all, measure, publish
+    from rag_fti.retrieval.filters import require_collections
 
     progress = progress or Silent()
     started = time.monotonic()
@@ -187,6 +189,7 @@ def run(
             "store_filled": store.exists(),
         }
     )
+    require_collections(store, collections, at=str(job["at"]))
     if dry_run:
         snapshot = store.resolve(str(job["at"]))
         report = contract.finish({"per_question": 0.0, "failed_share": 0.0})

@@ -197,6 +197,11 @@ def run(
     from rag_fti.training.saving import save_adapter, save_merged
 
     progress.note(f"training {config.base_model} on {dataset.ref} ({work.name})")
+    left = any(work.rglob("checkpoint-*"))
+    if left and not resume:
+        progress.note("starting over: checkpoints of a killed run go (--resume goes on from them)")
+    elif resume and not left:
+        progress.note("there is no checkpoint of this run to resume: starting from the beginning")
     result = run_job(
         base.location,
         dataset.rows("train").to_pylist(),

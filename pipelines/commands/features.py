@@ -205,9 +205,14 @@ def search(
 
     def work(_: Progress) -> dict[str, Any]:
         settings = settings_from(config, overrides, values)
+        from rag_fti.feature_store import FeatureStore
         from rag_fti.retrieval import build_retriever
+        from rag_fti.retrieval.filters import require_collections
 
-        retriever = build_retriever(settings)
+        storage = settings.storage
+        store = FeatureStore.open(storage.features_uri, options=storage.options)
+        require_collections(store, collection, at=at)
+        retriever = build_retriever(settings, store=store)
         found = retriever.retrieve(query, where=where, at=at, collections=collection)
         return {
             "snapshot": found.snapshot,
@@ -256,11 +261,13 @@ def validate(
 def render_validation(summary: Mapping[str, Any]) -> str:
     """A validation for people."""
     facts = summary["facts"]
+    kind = facts["search_policy"]["kind"]
+    searched = "exact search" if kind == "none" else f"{kind} index"
     state = "passed and is tagged validated" if summary["validated"] else "passed (not tagged)"
     lines = [
         f"Snapshot {summary['snapshot']} {state}: {facts['documents']} documents, "
         f"{facts['chunks']} chunks.",
-        f"Recall@10 {facts['recall']:.3f} ({facts['search_policy']['kind']} index), duplicate rate "
+        f"Recall@10 {facts['recall']:.3f} ({searched}), duplicate rate "
         f"{facts['duplicate_rate']:.3f}, newest document {facts['age_hours']:.1f} h old.",
     ]
     lines += [f"Nearly the same: {', '.join(group)}" for group in facts["near_duplicates"]]

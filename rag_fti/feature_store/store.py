@@ -281,6 +281,11 @@ class FeatureStore:
                 found += hits(batch, np.zeros(batch.num_rows))
         return sorted(found, key=lambda hit: (hit.source, hit.document_id, hit.start))
 
+    def collections(self, *, at: str = "") -> list[str]:
+        """Names of the collections that hold documents, sorted."""
+        column = self.documents(at=at, columns=["collection"])["collection"]
+        return sorted(column.unique().to_pylist())
+
     def count_chunks(self, *, where: str | None = None, at: str = "") -> int:
         """How many chunks match."""
         table = self._at("chunks", at)

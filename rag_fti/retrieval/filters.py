@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
+from rag_fti.errors import ConfigError
 from rag_fti.retrieval.conditions import check_condition
+
+if TYPE_CHECKING:
+    from rag_fti.feature_store import FeatureStore
 
 
 def restrict(where: str | None, collections: Sequence[str] | None) -> str | None:
@@ -28,3 +33,26 @@ def restrict(where: str | None, collections: Sequence[str] | None) -> str | None
         check_condition(where)
         parts.append(f"({where.strip()})")
     return " AND ".join(parts) or None
+
+
+def require_collections(store: FeatureStore, wanted: Sequence[str] | None, *, at: str) -> None:
+    """Refuse names that no document has: a slip of the pen must not look like "not found".
+
+    Args:
+        store: The feature store.
+        wanted: Names that were asked for; None or none means all.
+        at: Snapshot or tag to read; "" is the newest.
+
+    Raises:
+        ConfigError: If one of them is not there.
+        StoreError: If the store cannot be read.
+    """
+    if not wanted:
+        return
+    there = store.collections(at=at)
+    for name in wanted:
+        if name not in there:
+            raise ConfigError(
+                f"There is no collection {name!r} in the feature store.",
+                next_step=f"There are: {', '.join(there) or 'none'}.",
+            )

@@ -8,6 +8,7 @@ from rag_fti.errors import ConfigError
 from rag_fti.feature_store import FeatureStore
 from rag_fti.retrieval import restrict
 from rag_fti.retrieval.conditions import check_condition
+from rag_fti.retrieval.filters import require_collections
 from tests.inference.corpus import HashEmbedder, fill
 
 
@@ -17,6 +18,20 @@ def test_conditions_are_joined() -> None:
     assert restrict("page > 3", None) == "(page > 3)"
     assert restrict("page > 3", ["b", "a"]) == "collection IN ('a', 'b') AND (page > 3)"
     assert restrict(None, ["it's"]) == "collection IN ('it''s')"
+
+
+def test_a_collection_that_is_not_there_is_named(tmp_path: Path) -> None:
+    store = FeatureStore.open(str(tmp_path))
+    fill(store, {"a.md": "One."}, collection="rules")
+    before = store.snapshot()
+    fill(store, {"b.md": "Two."}, collection="notes")
+    require_collections(store, ["notes", "rules"], at="")
+    require_collections(store, None, at="")
+    with pytest.raises(ConfigError, match="'rule'") as caught:
+        require_collections(store, ["rule"], at="")
+    assert "notes, rules" in caught.value.next_step
+    with pytest.raises(ConfigError, match="'notes'"):
+        require_collections(store, ["notes"], at=before)
 
 
 def test_no_collections_means_nothing_not_everything() -> None:

@@ -141,11 +141,13 @@ class ObjectShelf:
 
     def leftovers(self, name: str, *, older_than: float) -> list[str]:
         """Numbers that have files and no manifest."""
-        complete = set(map(str, self.numbers(name)))
+        complete = set()
         newest: dict[str, datetime] = {}
         for entry in self._bucket.entries(f"{name}/versions"):
             number = entry.path.split("/")[2]
             newest[number] = max(newest.get(number, entry.modified), entry.modified)
+            if entry.path == f"{name}/versions/{number}/{MANIFEST}":
+                complete.add(number)
         now = datetime.now(UTC)
         return [
             number
@@ -156,8 +158,10 @@ class ObjectShelf:
     def sweep(self, name: str, leftovers: Sequence[str]) -> None:
         """Delete the files of such numbers."""
         for number in leftovers:
-            entries = self._bucket.entries(f"{name}/versions/{number}")
-            self._bucket.delete(entry.path for entry in entries)
+            folder = f"{name}/versions/{number}"
+            paths = [entry.path for entry in self._bucket.entries(folder)]
+            if f"{folder}/{MANIFEST}" not in paths:  # else it has been published after all
+                self._bucket.delete(paths)
 
     def _claim(self, name: str) -> int:
         claims = self._numbered(name, "claims", ".json")

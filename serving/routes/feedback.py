@@ -61,7 +61,9 @@ async def answer_lineage(
             datasets=datasets_root(storage),
             registry=open_registry(storage),
         )
-        return trace(response_id, stores=stores)
+        found = trace(response_id, stores=stores)
+        del found["model"]["manifest"]  # a path of this machine
+        return found
 
     return json_response(await run_blocking(request, work))
 

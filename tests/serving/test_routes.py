@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.inference.corpus import CORPUS
+from rag_fti.inference import ServedModel
+from rag_fti.registry import Registry
+from tests.inference.corpus import CORPUS, FirstSentence
 from tests.serving.conftest import Running, Start
 
 QUESTION = {"messages": [{"role": "user", "content": "Who keeps the cellar key?"}]}
@@ -208,3 +211,19 @@ def test_the_log_survives_a_graceful_stop(start: Start) -> None:
     server.stop()
     assert server.services.store.rows("inference_log").num_rows == 5
     assert server.services.log.pending == 0
+
+
+def test_lineage_tells_no_paths_of_the_machine(start: Start, tmp_path: Path) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "weights.safetensors").write_bytes(b"weights")
+    registry = Registry.open(str(tmp_path / "data/registry"))
+    version = registry.publish("assistant", files, {"dataset": "qa@1"})
+    registry.set_alias("assistant", "champion", version.version, who="test", why="test")
+    server = start(opener=lambda _, reference: ServedModel(FirstSentence(reference)))
+    with server.client() as client:
+        answer = client.post("/v1/chat/completions", json=QUESTION).json()
+        found = client.get(f"/v1/lineage/{answer['id']}")
+    assert found.json()["model"]["id"] == "assistant@1"
+    assert found.json()["model"]["dataset"] == "qa@1"
+    assert str(tmp_path) not in found.text

@@ -133,6 +133,11 @@ def without_markers(text: str) -> str:
     return re.sub(r"\s+([.,;:!?])", r"\1", re.sub(r"\s*\[\d{1,3}\]", "", text)).strip()
 
 
+def says_something(text: str) -> bool:
+    """Whether a reply has a word; signs alone, such as the bar of a table, answer nothing."""
+    return any(character.isalnum() for character in without_markers(text))
+
+
 def is_abstention(text: str) -> bool:
     """Whether a reply is the abstention text (case and outer punctuation aside)."""
     return ABSTENTION.rstrip(".").casefold() in without_markers(text).casefold()

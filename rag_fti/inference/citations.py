@@ -42,7 +42,7 @@ def settle(reply: str, hits: Sequence[Hit], *, restore: bool) -> Settled:
             changes case or accents).
     """
     text = drop_unknown_markers(reply, known=len(hits)).strip()
-    if not says_something(text) or is_abstention_start(text):
+    if not prompts.says_something(text) or is_abstention_start(text):
         return ABSTAINED
     abstained = prompts.is_abstention(text)
     if not prompts.cited_numbers(text) and not abstained:
@@ -59,11 +59,6 @@ def settle(reply: str, hits: Sequence[Hit], *, restore: bool) -> Settled:
     pieces.append(text[position:])
     citations = tuple(_citation(number, hit, span) for number, (hit, span) in spans.items())
     return Settled(text="".join(pieces).strip(), abstained=abstained, citations=citations)
-
-
-def says_something(text: str) -> bool:
-    """Whether a reply has a word; signs alone, such as the bar of a table, answer nothing."""
-    return any(character.isalnum() for character in prompts.without_markers(text))
 
 
 def drop_unknown_markers(text: str, *, known: int) -> str:

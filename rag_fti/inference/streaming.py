@@ -7,11 +7,7 @@ from collections.abc import Sequence
 
 from rag_fti import prompts
 from rag_fti.errors import InferenceError
-from rag_fti.inference.citations import (
-    drop_unknown_markers,
-    is_abstention_start,
-    says_something,
-)
+from rag_fti.inference.citations import drop_unknown_markers, is_abstention_start
 
 # A space may belong to a marker that will be dropped, a bracket may open one, also where a marker
 # inside it is dropped first.
@@ -40,7 +36,7 @@ class AnswerStream:
         text = _UNDECIDED.sub("", text)
         if self._held:
             may_abstain = _ABSTENTION.startswith(text.casefold()) or is_abstention_start(text)
-            if may_abstain or not says_something(text):
+            if may_abstain or not prompts.says_something(text):
                 return ""
             self._held = False
         return self._release(text)

@@ -71,5 +71,5 @@ def _reply(row: Mapping[str, Any], text: str, confidence: float) -> Reply:
         confidence=confidence,
         score=best_f1(said, [row["answer"]]) if answerable else 0.0,
         answerable=answerable,
-        abstained=not words or prompts.is_abstention(text),
+        abstained=not prompts.says_something(text) or prompts.is_abstention(text),
     )

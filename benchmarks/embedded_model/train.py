@@ -40,6 +40,7 @@ MIX = {
     "question": (0.07, 0.08),
 }
 CHUNK = 512
+MASK_ID, PASSAGE_ID = 103, 30522
 
 
 @dataclasses.dataclass
@@ -57,7 +58,9 @@ class Progress:
 class Pool:
     """The tokenized examples, drawn kind by kind without repetition until all were seen."""
 
-    def __init__(self, path: Path, seed: int, *, favoured_length: int = 0) -> None:
+    def __init__(
+        self, path: Path, seed: int, *, favoured_length: int = 0, mask_question: float = 0.0
+    ) -> None:
         data = np.load(path)
         self.ids, self.copies = data["ids"], data["copies"]
         self.lengths, self.prompts, self.kinds = data["lengths"], data["prompts"], data["kinds"]
@@ -72,6 +75,7 @@ class Pool:
             name: np.flatnonzero(kept & (self.kinds == i)) for i, name in enumerate(KINDS)
         }
         self.seed = seed
+        self.mask_question = mask_question
         self.orders: dict[tuple[str, int], np.ndarray] = {}
 
     def draw(self, kind: str, already: int, count: int) -> list[int]:
@@ -102,6 +106,14 @@ class Pool:
             ids[at, :length] = self.ids[self.starts[row] : self.starts[row] + length]
             mask[at, :length] = 1
             labels[at, prompt:length] = ids[at, prompt:length]
+            if self.mask_question and KINDS[self.kinds[row]] != "question":
+                # With words missing it must find the answer by what the question means.
+                end = int(np.argmax(ids[at] == PASSAGE_ID))
+                hidden = (
+                    np.random.default_rng([self.seed, 78, row]).random(end) < self.mask_question
+                )
+                hidden[0] = False
+                ids[at, :end][hidden] = MASK_ID
             first = self.copy_starts[row]
             copies[at, prompt:length] = self.copies[first : first + length - prompt]
         return {
@@ -112,10 +124,12 @@ class Pool:
         }
 
 
-def chunk_batches(pool: Pool, progress: Progress, share: float, budget: int) -> list[list[int]]:
+def chunk_batches(
+    pool: Pool, progress: Progress, mix: dict[str, tuple[float, float]], share: float, budget: int
+) -> list[list[int]]:
     """Batches of one chunk of examples, each of at most ``budget`` padded tokens."""
     rows: list[int] = []
-    for kind, (first, last) in MIX.items():
+    for kind, (first, last) in mix.items():
         count = round(CHUNK * (first + (last - first) * share))
         rows += pool.draw(kind, progress.drawn[kind], count)
         progress.drawn[kind] += count
@@ -218,7 +232,13 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     device = torch.device(options.device)
     tokenizer = build_tokenizer()
     model = begin(options, tokenizer).to(device).train()
-    pool = Pool(options.data / "pool.npz", options.seed, favoured_length=options.favoured_length)
+    pool = Pool(
+        options.data / "pool.npz",
+        options.seed,
+        favoured_length=options.favoured_length,
+        mask_question=options.mask_question,
+    )
+    mix = {kind: (share, share) for kind, share in options.mix} if options.mix else MIX
     sets = dev(options.data / "dev.jsonl")
     groups = parameter_groups(model, options.rate, options.head_rate)
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), fused=True)
@@ -232,7 +252,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     losses: list[float] = []
     saved = evaluated = logged = progress.seconds
     while progress.seconds < budget:
-        batches = chunk_batches(pool, progress, progress.seconds / budget, options.tokens)
+        batches = chunk_batches(pool, progress, mix, progress.seconds / budget, options.tokens)
         progress.chunk += 1
         for rows in batches:
             begun = time.perf_counter()
@@ -265,6 +285,14 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     yield {"finished": True, "dev": held_out_scores(model, tokenizer, sets, options.eval_limit)}
 
 
+def kind_share(text: str) -> tuple[str, float]:
+    """``kind=share`` of the command line."""
+    kind, _, share = text.partition("=")
+    if kind not in KINDS:
+        raise argparse.ArgumentTypeError(f"no kind {kind!r}; there are {', '.join(KINDS)}")
+    return kind, float(share)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -277,6 +305,12 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048, help="padded tokens in a batch")
     parser.add_argument(
         "--favoured-length", type=int, default=70, help="keep longer examples less often; 0: all"
+    )
+    parser.add_argument(
+        "--mix", nargs="+", type=kind_share, metavar="KIND=SHARE", help="instead of the usual mix"
+    )
+    parser.add_argument(
+        "--mask-question", type=float, default=0.0, help="chance that a question's token is hidden"
     )
     parser.add_argument("--eval-minutes", type=float, default=14.0)
     parser.add_argument("--eval-limit", type=int, default=50)

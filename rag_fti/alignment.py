@@ -70,8 +70,18 @@ def align(answer: str, passage: str) -> Alignment | None:
             start, end = origins[match.start()], origins[match.end() - 1] + 1
             while end < len(passage) and unicodedata.combining(passage[end]):
                 end += 1
+            end += _closes(passage[start:end], passage[end : end + 1])
             return Alignment(passage[start:end], start, end)
     return None
+
+
+def _closes(span: str, following: str) -> bool:
+    """Whether the next character closes a quotation or bracket that the span leaves open."""
+    opener = {"`": "`", '"': '"', ")": "(", "]": "[", "\u201d": "\u201c"}.get(following)
+    if opener is None:
+        return False
+    left = span.count(opener) - (0 if opener == following else span.count(following))
+    return left % 2 == 1 if opener == following else left > 0
 
 
 def folded(text: str) -> str:
@@ -139,7 +149,8 @@ def _pattern(answer: str) -> re.Pattern[str] | None:
 
 def _gap(left: str, right: str, spaced: bool) -> str:
     """Between two characters of the answer: within words spaces count, around signs they vary."""
-    if not (_joins(left) and _joins(right)):
+    # Wordpiece decoders set an underscore off like a sign.
+    if "_" in (left, right) or not (_joins(left) and _joins(right)):
         return r"\s*"
     return r"\s+" if spaced else ""
 

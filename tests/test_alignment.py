@@ -99,3 +99,26 @@ def test_hostile_length_is_linear() -> None:
 def test_what_is_ruled_out_does_not_align(answer: str, passage: str) -> None:
     if align(answer, passage) is not None:
         assert may_say(answer, folded(passage))
+
+
+def test_names_with_underscores_are_found_in_a_decoders_spelling() -> None:
+    passage = "It is kept in the govuk_web_banners gem."
+    found = align("govuk _ web _ banners gem", passage)
+    assert found is not None
+    assert found.text == "govuk_web_banners gem"
+    assert align("web _ banners", passage) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ("the ` govuk - tools", "the `govuk-tools`"),
+        ("reactor ( old", "reactor (old)"),
+        ("` a `", "`a`"),
+        ("old", "old"),
+    ],
+)
+def test_what_the_answer_opens_is_closed(answer: str, text: str) -> None:
+    found = align(answer, "In the `govuk-tools` account, the reactor (old) runs `a`.")
+    assert found is not None
+    assert found.text == text

@@ -153,6 +153,7 @@ def delete(
     def work(_: Progress) -> dict[str, Any]:
         settings = settings_from(config, overrides)
         from pipelines.commands.operations import open_stores
+        from rag_fti.feature_store import sql_in
         from rag_fti.features.deletion import delete_documents, find_documents
         from rag_fti.lineage import tainted_by
 
@@ -163,7 +164,7 @@ def delete(
         summary: dict[str, Any] = {
             "documents": list(found),
             "sources": sorted(source for some in found.values() for source in some),
-            "chunks": 0,
+            "chunks": store.count_chunks(where=sql_in("document_id", list(found))),
             "pinned_by": [],
             "dry_run": dry_run,
             "tainted": taint.to_dict(),

@@ -95,3 +95,11 @@ def test_missing_inputs_are_named(tmp_path: Path, llama: Path) -> None:
     build_dataset(tmp_path / "datasets")
     with pytest.raises(ModelNotFound, match="neither a directory nor a hub model"):
         training.run(settings_for(tmp_path, llama, base_model="no/such-model"))
+
+
+def test_a_few_validation_rows_are_not_compared_with_other_rows() -> None:
+    losses = {"train_loss_first": 1.0, "train_loss_last": 0.6, "validation_loss": 1.4}
+    assert training.learnt({**losses, "validation_examples": 1})
+    assert not training.learnt({**losses, "validation_examples": 40})
+    assert not training.learnt({**losses, "validation_examples": 1, "train_loss_last": 1.3})
+    assert training.learnt({**losses, "validation_loss": None, "validation_examples": 0})

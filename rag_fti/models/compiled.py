@@ -34,6 +34,8 @@ _EXPORT_VERSION = 1
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _PROBES = ("one", "a text of some more words, with punctuation: 1, 2, 3", "the same " * 40)
 _LEAST_SIMILARITY = 0.9999
+_STEP = 8
+"""Batches are padded to a multiple of so many tokens, so that few shapes occur."""
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 Run = Callable[[Mapping[str, npt.NDArray[np.int64]]], Vectors]
@@ -83,7 +85,11 @@ class CompiledModel:
         encodings = self._tokenizer.encode_batch_fast(list(texts))
 
         def encode(numbers: Sequence[int]) -> Vectors:
-            return self._run(_features([encodings[number] for number in numbers], self._about))
+            batch = [encodings[number] for number in numbers]
+            longest = max(len(encoding.ids) for encoding in batch)
+            # OpenVINO keeps about 7 MB for every shape it has met.
+            length = min(self._about["max_tokens"], -(-longest // _STEP) * _STEP)
+            return self._run(_features(batch, self._about, length=length))
 
         return encode_by_length([len(e.ids) for e in encodings], self._batch_size, encode)
 
@@ -157,7 +163,10 @@ def _quantize_openvino(folder: Path, target: Path) -> None:
     tokenizer = _tokenizer(folder, about["max_tokens"])
     passages = Path(__file__).with_name("calibration.txt").read_text(encoding="utf-8")
     texts = nncf.Dataset(
-        [_features([tokenizer.encode(text)], about) for text in passages.split("\n\n")]
+        [
+            _features([encoding], about, length=len(encoding.ids))
+            for encoding in map(tokenizer.encode, passages.split("\n\n"))
+        ]
     )
     with contextlib.redirect_stdout(sys.stderr):  # its progress bars are not a result
         model = nncf.quantize(
@@ -248,10 +257,9 @@ def _tokenizer(folder: Path, max_tokens: int) -> Any:
 
 
 def _features(
-    encodings: Sequence[Any], about: Mapping[str, Any]
+    encodings: Sequence[Any], about: Mapping[str, Any], *, length: int
 ) -> dict[str, npt.NDArray[np.int64]]:
-    """Model inputs, each of shape ``(len(encodings), longest encoding)``."""
-    length = max(len(encoding.ids) for encoding in encodings)
+    """Model inputs, each of shape ``(len(encodings), length)``."""
     for encoding in encodings:
         encoding.pad(
             length,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -473,6 +473,28 @@ class FeatureStore:
                 removed += int(chunk_table.count_rows(where))
                 chunk_table.delete(where)
                 document_table.delete(where)
+        return removed
+
+    def delete_orphans(self, document_ids: Collection[str]) -> int:
+        """Remove the chunks of those documents that have no row.
+
+        A writer that was killed between its two commits leaves them, and where the source is gone
+        by the next run, nobody else does away with them.
+
+        Returns:
+            Chunks removed.
+        """
+        chunk_table = self._tables.get("chunks")
+        document_table = self._tables.get("documents")
+        removed = 0
+        for batch in lookup_batches(sorted(document_ids)):
+            with snapshots.changing(self._tables), mapped_errors("delete chunks"):
+                found = document_table.search().where(sql_in("document_id", batch))
+                rows = found.select(["document_id"]).to_arrow()["document_id"].to_pylist()
+                if orphans := set(batch).difference(rows):
+                    where = sql_in("document_id", sorted(orphans))
+                    removed += int(chunk_table.count_rows(where))
+                    chunk_table.delete(where)
         return removed
 
     def optimize(self, *, keep_days: float | None = 7.0) -> None:

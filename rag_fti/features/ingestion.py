@@ -162,6 +162,7 @@ class Ingestor:
         if prune:
             run.prune(found.roots)
         run.flush()
+        run.remove_orphans()
         return run.totals
 
     def follow(self, paths: Sequence[str]) -> IngestTotals:

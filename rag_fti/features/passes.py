@@ -224,6 +224,11 @@ class Pass:
         """Remove what is gone."""
         self.remove(self.gone(roots))
 
+    def remove_orphans(self) -> None:
+        """Remove chunks that an interrupted run left, of documents that are not stored."""
+        if self._known.broken:
+            self.totals.chunks_deleted += self._store.delete_orphans(self._known.broken)
+
     def remove(self, sources: Sequence[str]) -> None:
         """Remove sources that are stored."""
         for source in sources:

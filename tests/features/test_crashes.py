@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from rag_fti import schemas
 from rag_fti.errors import StoreError
 from rag_fti.feature_store import FeatureStore
 from tests.conftest import REPOSITORY
@@ -97,6 +98,22 @@ def kill_many_times(tmp_path: Path, *, rounds: int, writers: int) -> None:
 
 def test_killed_a_few_times(tmp_path: Path) -> None:
     kill_many_times(tmp_path, rounds=4, writers=1)
+
+
+def test_chunks_of_a_killed_run_go_though_their_source_is_gone(tmp_path: Path) -> None:
+    """A kill between the commit of the chunks and that of their document; then the file goes."""
+    write_corpus(Path("docs"), documents=1)
+    Path("gone.md").write_text("# Gone\n\nnobody lists this\n")
+    whole = FeatureStore.open(str(tmp_path / "whole"))
+    make_ingestor(whole).ingest(["gone.md"])
+    store = FeatureStore.open(str(tmp_path / "killed"))
+    ingestor = make_ingestor(store)
+    store.write_documents(schemas.documents_schema().empty_table(), whole.chunks())
+    assert store.search_text("nobody", k=1)
+    Path("gone.md").unlink()
+    assert ingestor.ingest(["docs"]).chunks_deleted == 1
+    assert not store.search_text("nobody", k=1)
+    assert store.incomplete_documents() == frozenset()
 
 
 @pytest.mark.slow

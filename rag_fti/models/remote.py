@@ -232,7 +232,7 @@ class RemoteGenerator:
             text = choice["message"]["content"] or ""
         except (ValueError, LookupError, TypeError) as error:
             raise InferenceError(
-                f"{self._base_url} answered something that is no chat completion: "
+                f"The server of {self._model} answered something that is no chat completion: "
                 f"{response.text[:_SHOWN_CHARS]!r}."
             ) from error
         reason = choice.get("finish_reason") or "stop"
@@ -260,7 +260,9 @@ class RemoteGenerator:
                         said.append(piece)
                         say(piece)
         if not reason:
-            raise InferenceError(f"{self._base_url} broke off in the middle of an answer.")
+            raise InferenceError(
+                f"The server of {self._model} broke off in the middle of an answer."
+            )
         return self._generation(request, "".join(said), reason, usage)
 
     def _generation(
@@ -303,8 +305,8 @@ class RemoteGenerator:
             wait = self._breaker.wait_seconds()
             if wait:
                 raise InferenceError(
-                    f"{self._base_url} has failed several times in a row; it is tried again in "
-                    f"{math.ceil(wait)} s.",
+                    f"The server of {self._model} has failed several times in a row; it is tried "
+                    f"again in {math.ceil(wait)} s.",
                     next_step="Check the server named in generator.base_url.",
                 )
             response, problem, pause = await self._send(request)
@@ -313,7 +315,7 @@ class RemoteGenerator:
             tries += 1
             if tries > self._retries:
                 raise InferenceError(
-                    f"{self._base_url} does not answer: {problem} ({tries} tries).",
+                    f"The server of {self._model} does not answer: {problem} ({tries} tries).",
                     next_step="Check the server named in generator.base_url.",
                 )
             logger.warning("%s: %s; trying again", self._base_url, problem)
@@ -321,7 +323,9 @@ class RemoteGenerator:
         try:
             yield response
         except httpx.HTTPError as error:
-            raise InferenceError(f"{self._base_url} broke off: {_named(error)}.") from error
+            raise InferenceError(
+                f"The server of {self._model} broke off: {_named(error)}."
+            ) from error
         finally:
             await response.aclose()
 
@@ -354,7 +358,7 @@ class RemoteGenerator:
     def _refused(self, status: int, text: str, problem: str) -> InferenceError:
         if any(words in text for words in _TOO_LONG):
             return ContextTooLong(
-                f"The prompt does not fit {self._model} on {self._base_url}: {problem}",
+                f"The prompt does not fit {self._model}: {problem}",
                 next_step="Lower retrieval.context_tokens, or set generator.context_window to "
                 "what the server really takes.",
             )
@@ -364,7 +368,8 @@ class RemoteGenerator:
             404: "Check generator.model and generator.base_url.",
         }
         return InferenceError(
-            f"{self._base_url} refuses the request: {problem}", next_step=hints.get(status, "")
+            f"The server of {self._model} refuses the request: {problem}",
+            next_step=hints.get(status, ""),
         )
 
 

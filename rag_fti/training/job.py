@@ -317,6 +317,7 @@ def _fit_within_memory(
             if not options.auto_batch_size or error.micro_rows == 1:
                 raise
             micro = max(1, micro // 2)
+            resume = False  # checkpoints belong to another order of the examples
         progress.note(f"Out of memory: starting over with {micro} examples per forward pass.")
         _start_over(model, initial, device)
 

@@ -48,9 +48,9 @@ def test_the_curve_counts_every_question() -> None:
 def test_as_much_is_withheld_as_is_allowed() -> None:
     # 0.3 can be withheld for nothing, 0.4 and 0.5 cost one answerable question in five each.
     none = calibrate(REPLIES, max_false_abstention=0.0)
-    assert none.abstain_below == pytest.approx(0.35)
+    assert none.abstain_below == pytest.approx(0.35, abs=1e-5)  # rounded down
     two = calibrate(REPLIES, max_false_abstention=0.4)
-    assert two.abstain_below == pytest.approx(0.65)
+    assert two.abstain_below == pytest.approx(0.65, abs=1e-5)
     assert two.chosen.abstention_recall == 1.0
     assert two.chosen.risk == 0.0
     assert two.without.coverage == 7 / 8

@@ -202,7 +202,7 @@ def run(
     left = any(work.rglob("checkpoint-*"))
     if left and not resume:
         progress.note("starting over: checkpoints of a killed run go (--resume goes on from them)")
-    elif resume and not left:
+    elif resume and not left and not reuse:
         progress.note("there is no checkpoint of this run to resume: starting from the beginning")
     result = run_job(
         base.location,

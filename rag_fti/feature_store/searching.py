@@ -110,16 +110,13 @@ class ChunkSearcher:
         """
         if not ranked:
             return []
-        ids = ", ".join(map(str, ranked))
-        found = self.dataset.scanner(
-            columns=HIT_COLUMNS, with_row_id=True, filter=f"_rowid IN ({ids})"
-        ).to_table()
-        rows = found["_rowid"].to_pylist()
-        if len(rows) != len(ranked):
-            missing = len(ranked) - len(rows)
+        # Half the time of a scan for these ids, which is the public way to read them.
+        found = self.dataset._take_rows(list(ranked), columns=HIT_COLUMNS)
+        if len(found) != len(ranked):
+            missing = len(ranked) - len(found)
             raise StoreError(f"{missing} of {len(ranked)} ranked rows are not in this version.")
-        scores = np.array([ranked[row] for row in rows])
-        return sorted(hits(found, scores), key=lambda hit: (-hit.score, hit.chunk_id))
+        rows = hits(found, np.array(list(ranked.values())))
+        return sorted(rows, key=lambda hit: (-hit.score, hit.chunk_id))
 
 
 def read_policy(dataset: Any) -> SearchPolicy:

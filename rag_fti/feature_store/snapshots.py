@@ -32,9 +32,8 @@ def changing(tables: Tables) -> Iterator[None]:
 
 
 def _newest(tables: Tables) -> str:
-    documents, chunks = (tables.get(name) for name in _TABLES)
-    with mapped_errors("read the store's version"):
-        return f"d{documents.version}c{chunks.version}"
+    documents, chunks = (tables.newest(name) for name in _TABLES)
+    return f"d{documents}c{chunks}"
 
 
 def resolve(tables: Tables, at: str) -> str:

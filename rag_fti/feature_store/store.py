@@ -605,7 +605,7 @@ class FeatureStore:
         version = (
             snapshots.version_of(self._tables, "chunks", at)
             if at
-            else self._tables.get("chunks").version
+            else self._tables.newest("chunks")
         )
         with self._lock:
             searcher = self._searchers.get(version)

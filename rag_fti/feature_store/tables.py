@@ -71,6 +71,7 @@ class Tables:
         )
         self._open: dict[str, Any] = {}
         self._checked_out: dict[tuple[str, int], Any] = {}
+        self._watched: dict[str, Any] = {}
 
     @property
     def is_local(self) -> bool:
@@ -143,6 +144,22 @@ class Tables:
             )
         return table
 
+    def newest(self, name: str) -> int:
+        """The version that a table's last commit made.
+
+        Raises:
+            StoreError: If the table does not exist or the store cannot be read.
+        """
+        with self._lock:
+            dataset = self._watched.get(name)
+        with mapped_errors("read the store's version"):
+            if dataset is None:
+                # Every search asks: a Lance dataset answers ten times as fast as a LanceDB table.
+                dataset = self.get(name).to_lance(session=self._session)
+                with self._lock:
+                    self._watched[name] = dataset
+            return int(dataset.latest_version)
+
     def at(self, name: str, version: int) -> Any:
         """A read-only handle of the table as of a version.
 
@@ -198,6 +215,7 @@ class Tables:
         with self._lock:
             self._open.clear()
             self._checked_out.clear()
+            self._watched.clear()
 
     @contextlib.contextmanager
     def locked(

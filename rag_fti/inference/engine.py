@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from rag_fti import ids, prompts
@@ -266,8 +267,9 @@ class Engine:
             return prepared
         generator = self.served.generator
         wanted = sampling.max_tokens or self._max_tokens
-        bare = prompts.answer_messages(condensed.question, [], history=condensed.history)
-        used = self._count(bare)
+        # Every prompt has the same frame; only with a history it is another.
+        frame = self._count_frame(condensed.history) if condensed.history else self._frame
+        used = frame + self._count_text(condensed.question)
         room = generator.context_window - used - _PACKING_MARGIN
         # A very long answer limit must not crowd the passages out.
         budget = min(self._context_tokens, max(room - wanted, room // 2))
@@ -279,10 +281,12 @@ class Engine:
                 next_step="Ask a shorter question or send less history.",
             )
         messages = prompts.answer_messages(condensed.question, passages, history=condensed.history)
-        room = generator.context_window - self._count(messages)
+        left = room - budget
+        if wanted > left:  # how much the passages really take matters only then
+            left = generator.context_window - self._count(messages)
         request = GenerationRequest(
             messages=tuple(messages),
-            max_tokens=max(1, min(wanted, room)),
+            max_tokens=max(1, min(wanted, left)),
             temperature=self._temperature if sampling.temperature is None else sampling.temperature,
             top_p=sampling.top_p,
             stop=sampling.stop,
@@ -322,6 +326,14 @@ class Engine:
         if made.finish_reason == "cancelled" and not made.text.strip():
             return Settled(text="", abstained=False, citations=())
         return settle(made.text, prepared.hits, restore=self._restore)
+
+    @cached_property
+    def _frame(self) -> int:
+        """Tokens of a prompt without question, passages and history."""
+        return self._count_frame(())
+
+    def _count_frame(self, history: Sequence[Message]) -> int:
+        return self._count(prompts.answer_messages("", [], history=history))
 
     def _count(self, messages: Sequence[Message]) -> int:
         return self.served.generator.count_prompt_tokens(messages)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
 from starlette.requests import Request
@@ -27,7 +27,7 @@ Lane = Literal["requests", "writes", "probes"]
 """What a request queues with. Writes to the store go one after the other and would otherwise
 take every place; probes (health, metrics) are to be answered when all places are taken."""
 
-Events = AsyncIterator[dict[str, Any]]
+Events = AsyncIterator[list[dict[str, Any]]]
 
 
 class Exchange:
@@ -135,7 +135,7 @@ class EventStream(Response):
 
     Args:
         exchange: Closed when the response ends, however it ends.
-        events: JSON objects to send.
+        events: JSON objects to send; those of a list go out in one piece.
     """
 
     media_type = "text/event-stream"
@@ -151,29 +151,28 @@ class EventStream(Response):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             try:
-                async for event in self._events:
-                    await send(_event(json.dumps(event, allow_nan=False)))
+                async for ready in self._events:
+                    await send(_body(json.dumps(event, allow_nan=False) for event in ready))
             # The status line is out: an error becomes the last event.
             except RagFtiError as error:
                 status, body, _ = describe(error)
                 if status >= 500:
                     logger.error("%s in a stream: %s", type(error).__name__, error)
-                await send(_event(json.dumps(body)))
+                await send(_body([json.dumps(body)]))
             except ClientGone:
                 return
             except Exception as error:  # a bug; logged and answered
-                await send(_event(json.dumps(unexpected_body(error))))
-            await send(_event("[DONE]"))
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+                await send(_body([json.dumps(unexpected_body(error))]))
+            await send(_body(["[DONE]"], more=False))
         finally:
             self._exchange.close()
 
 
-def _event(data: str) -> Message:
+def _body(events: Iterable[str], *, more: bool = True) -> Message:
     return {
         "type": "http.response.body",
-        "body": f"data: {data}\n\n".encode(),
-        "more_body": True,
+        "body": "".join(f"data: {event}\n\n" for event in events).encode(),
+        "more_body": more,
     }
 
 

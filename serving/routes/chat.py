@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -26,6 +27,14 @@ from serving.wire import ChatRequest, chunk, usage
 router = APIRouter()
 
 
+@dataclass(frozen=True)
+class Said:
+    """Something that came from a model: a piece of text, or the finished answer."""
+
+    model: str
+    item: str | Answer
+
+
 @router.post("/v1/chat/completions", responses=errors(404, 504), response_class=Response)
 async def create_chat_completion(
     body: ChatRequest, request: Request, principal: Chatting, services: ServicesDep
@@ -42,17 +51,16 @@ async def create_chat_completion(
     streaming = False
     try:
         await exchange.start(lambda: answer_items(body, principal, services, exchange, identifier))
-        model = await exchange.next()
-        first = await exchange.next()
+        found = await exchange.next()
         services.metrics.first_token.observe(time.perf_counter() - started)
+        while not body.stream and found is not None and isinstance(found.item, str):
+            found = await exchange.next()
+        if found is None:
+            raise InferenceError("The model ended without an answer.")
         if not body.stream:
-            while isinstance(first, str):
-                first = await exchange.next()
-            if first is None:
-                raise InferenceError(f"{model} ended without an answer.")
-            return json_response(completion(first, created))
+            return json_response(completion(found.item, created))
         streaming = True
-        return EventStream(exchange, events(body, exchange, identifier, created, str(model), first))
+        return EventStream(exchange, events(body, exchange, identifier, created, found))
     finally:
         if not streaming:
             exchange.close()
@@ -64,8 +72,8 @@ def answer_items(
     services: Services,
     exchange: Exchange,
     identifier: str,
-) -> Iterator[str | Answer]:
-    """The model's name, then the pieces of its answer, then the answer. Runs on a thread."""
+) -> Iterator[Said]:
+    """The pieces of an answer, then the answer. Runs on a thread."""
     *earlier, last = body.messages
     history = [
         {"role": turn.role, "content": turn.plain()}
@@ -78,7 +86,6 @@ def answer_items(
         explained(services, body.filter),
         span("chat", {"gen_ai.request.model": body.model, "rag_fti.id": identifier}) as traced,
     ):
-        yield engine.model
         for item in engine.stream(
             last.plain(),
             history=history,
@@ -95,7 +102,7 @@ def answer_items(
                 # Also when the client has left: what was computed is logged.
                 record(item, body, principal, services, collections)
                 traced.set_attributes(attributes_of(item))
-            yield item
+            yield Said(engine.model, item)
 
 
 def sampling_of(body: ChatRequest) -> Sampling:
@@ -190,19 +197,22 @@ async def events(
     exchange: Exchange,
     identifier: str,
     created: int,
-    model: str,
-    first: str | Answer | None,
-) -> AsyncIterator[dict[str, Any]]:
-    """An answer as ``chat.completion.chunk`` objects."""
-    head: dict[str, Any] = {"identifier": identifier, "created": created, "model": model}
-    yield chunk(**head, delta={"role": "assistant", "content": ""})
-    item = first
-    while item is not None:
+    first: Said,
+) -> AsyncIterator[list[dict[str, Any]]]:
+    """An answer as ``chat.completion.chunk`` objects; those of a list are sent together."""
+    head: dict[str, Any] = {"identifier": identifier, "created": created, "model": first.model}
+    ready = [chunk(**head, delta={"role": "assistant", "content": ""})]
+    found: Said | None = first
+    while found is not None:
+        item = found.item
         if isinstance(item, Answer):
-            yield chunk(**head, delta={}, finish_reason=item.finish_reason, **extras(item))
+            last = chunk(**head, delta={}, finish_reason=item.finish_reason, **extras(item))
+            ready.append(last)
             if body.stream_options and body.stream_options.include_usage:
                 counted = usage(item.prompt_tokens, item.completion_tokens)
-                yield chunk(**head, delta=None, usage=counted, **extras(item))
+                ready.append(chunk(**head, delta=None, usage=counted, **extras(item)))
         else:
-            yield chunk(**head, delta={"content": item})
-        item = await exchange.next()
+            ready.append(chunk(**head, delta={"content": item}))
+        yield ready
+        ready = []
+        found = await exchange.next()

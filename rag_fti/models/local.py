@@ -128,7 +128,12 @@ class LocalGenerator:
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text without special tokens."""
-        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        fast = getattr(self._tokenizer, "backend_tokenizer", None)
+        if fast is None:
+            return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        # Packing counts several times for every question; this leaves out all but the tokens.
+        (encoding,) = fast.encode_batch_fast([text], add_special_tokens=False)
+        return len(encoding)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """Continue every prompt; results in the order of the requests.

@@ -32,12 +32,11 @@ def pack_passages(
     left = budget
     for hit in hits:
         cost = count_tokens(prompts.render_passage(len(kept) + 1, passage_of(hit)))
-        if cost > left and not kept:
-            hit = _cut(hit, count_tokens=count_tokens, budget=left)
-            cost = count_tokens(prompts.render_passage(1, passage_of(hit)))
         if cost <= left and hit.text:
             kept.append(hit)
             left -= cost
+        elif not kept and (cut := _cut(hit, cost, count_tokens=count_tokens, budget=left)).text:
+            return [cut], [passage_of(cut)]  # it takes the whole budget
     return kept, [passage_of(hit) for hit in kept]
 
 
@@ -46,7 +45,7 @@ def passage_of(hit: Hit) -> prompts.Passage:
     return prompts.Passage(text=hit.text, title=hit.title, heading=hit.heading)
 
 
-def _cut(hit: Hit, *, count_tokens: Callable[[str], int], budget: int) -> Hit:
+def _cut(hit: Hit, cost: int, *, count_tokens: Callable[[str], int], budget: int) -> Hit:
     """The longest start of a hit that fits, where the whole does not.
 
     Tokens grow with characters, nearly evenly, so they are interpolated (regula falsi, with the
@@ -58,7 +57,7 @@ def _cut(hit: Hit, *, count_tokens: Callable[[str], int], budget: int) -> Hit:
         return count_tokens(prompts.render_passage(1, passage)) - budget - 0.5
 
     low, high = 0, len(hit.text)
-    below, above = excess(low), excess(high)
+    below, above = excess(low), cost - budget - 0.5
     while below < 0 and high - low > 1:
         step = round((high - low) * below / (below - above))
         middle = min(max(low + step, low + 1), high - 1)

@@ -105,6 +105,14 @@ def test_greedy_equals_the_slow_reference_alone_and_in_a_batch(
     assert together == expected
 
 
+def test_counted_are_the_tokens_of_the_tokenizer(
+    generator: LocalGenerator, parts: tuple[Any, Any]
+) -> None:
+    for text in ("", "Éclair,  by night", "<|im_start|> [1]", prompts.SYSTEM_PROMPT):
+        expected = parts[1](text, add_special_tokens=False)["input_ids"]
+        assert generator.count_tokens(text) == len(expected)
+
+
 def test_usage_and_length(generator: LocalGenerator) -> None:
     (made,) = generator.generate([request("count me", max_tokens=5)])
     assert made.finish_reason in ("length", "stop")

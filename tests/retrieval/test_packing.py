@@ -32,6 +32,15 @@ def test_a_first_passage_that_is_too_long_is_cut_and_its_span_with_it() -> None:
     assert words(prompts.render_passage(1, passages[0])) == 10
 
 
+def test_a_cut_is_the_longest_that_fits() -> None:
+    text = " ".join(f"{'x' * (1 + i % 9)}{'' if i % 3 else ' ' * 5}" for i in range(200))
+    for budget in (3, 40, 150):
+        (kept,), _ = pack_passages([passage("a", text)], count_tokens=words, budget=budget)
+        longer = replace(kept, text=text[: len(kept.text) + 1])
+        cost = [words(prompts.render_passage(1, prompts.Passage(h.text))) for h in (kept, longer)]
+        assert cost == [budget, budget + 1]
+
+
 def test_no_budget_and_no_hits() -> None:
     assert pack_passages([], count_tokens=words, budget=100) == ([], [])
     assert pack_passages([passage("a", "some text here")], count_tokens=words, budget=0) == ([], [])

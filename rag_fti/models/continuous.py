@@ -1,7 +1,7 @@
 """Continuous batching: requests join and leave a running batch between any two tokens.
 
 All rows share one key-value cache, padded on the left to a common length. A new request is
-computed on its own up to its first token and its cache is then laid beside the others; a finished
+computed on its own up to its first token and its cache is then put below the others; a finished
 row is taken out. Works for every model whose cache is transformers' plain dynamic one.
 """
 
@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from rag_fti.models.batching import Job, new_random, record, sample
+from rag_fti.models.row_cache import RowLayer
 
 
 class ContinuousBatch:
@@ -24,20 +25,24 @@ class ContinuousBatch:
 
     Args:
         model: A causal LM that :func:`supports_joining`.
+        rows: Most rows.
         pad_id: Token id of padding.
         abstain_id: Token whose first-step probability lowers the confidence, or None.
         device: Torch device name.
     """
 
-    def __init__(self, model: Any, *, pad_id: int, abstain_id: int | None, device: str) -> None:
+    def __init__(
+        self, model: Any, *, rows: int, pad_id: int, abstain_id: int | None, device: str
+    ) -> None:
         self._model = model
+        self._rows = rows
         self._pad_id = pad_id
         self._abstain_id = abstain_id
         self._device = device
         self._keyword = cache_keyword(model)
         self.jobs: list[Job] = []
         self._random: dict[int, torch.Generator] = {}
-        self._cache: DynamicCache | None = None
+        self._cache: Cache | None = None
         self._mask = torch.zeros(0, 0, dtype=torch.long)
         self._last: list[int] = []
 
@@ -64,7 +69,8 @@ class ContinuousBatch:
         tokens = self._deliver(jobs, logits)
         stay = [row for row, job in enumerate(jobs) if not job.done]
         if stay:
-            cache.batch_select_indices(torch.tensor(stay, device=self._device))
+            if len(stay) < len(jobs):
+                cache.batch_select_indices(torch.tensor(stay, device=self._device))
             self._join(
                 [jobs[row] for row in stay], [tokens[row] for row in stay], cache, mask[stay]
             )
@@ -80,9 +86,9 @@ class ContinuousBatch:
         positions = (self._mask.sum(dim=1) - 1)[:, None]
         logits = self._forward(ids, self._mask, positions, self._cache)
         self._last = self._deliver(self.jobs, logits)
-        stay = [row for row, job in enumerate(self.jobs) if not job.done]
-        if len(stay) < rows:
-            self._keep(stay)
+        gone = [row for row, job in enumerate(self.jobs) if job.done]
+        if gone:
+            self._take_out(gone)
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
         """Logits after the last column, float32 ``(rows, vocabulary)``; fills the cache."""
@@ -114,39 +120,36 @@ class ContinuousBatch:
 
     def _join(self, jobs: list[Job], tokens: list[int], cache: DynamicCache, mask: Tensor) -> None:
         if self._cache is None:
-            self.jobs, self._last, self._cache, self._mask = jobs, tokens, cache, mask
-            self._trim()
-            return
-        width = max(self._mask.shape[1], mask.shape[1])
+            self._cache = Cache(layers=[RowLayer(layer, rows=self._rows) for layer in cache.layers])
+            self._mask = mask[:0, :0]
+        lengths = mask.sum(dim=1).tolist()
         for mine, theirs in zip(self._cache.layers, cache.layers, strict=True):
-            mine.keys = torch.cat([_widened(mine.keys, width), _widened(theirs.keys, width)])
-            mine.values = torch.cat([_widened(mine.values, width), _widened(theirs.values, width)])
-        left = functional.pad(self._mask, (width - self._mask.shape[1], 0))
-        right = functional.pad(mask, (width - mask.shape[1], 0))
-        self._mask = torch.cat([left, right])
+            mine.add(theirs, lengths)
+        mask = mask[:, mask.shape[1] - max(lengths) :]
+        width = max(self._mask.shape[1], mask.shape[1])
+        self._mask = torch.cat([_widened(self._mask, width), _widened(mask, width)])
         self.jobs = [*self.jobs, *jobs]
         self._last = [*self._last, *tokens]
 
-    def _keep(self, rows: list[int]) -> None:
+    def _take_out(self, gone: Sequence[int]) -> None:
+        """Remove rows, and columns on the left that are padding in every row left."""
+        assert self._cache is not None
+        rows = list(range(len(self.jobs)))
+        for row in sorted(gone, reverse=True):
+            rows[row] = rows[-1]
+            rows.pop()
         self.jobs = [self.jobs[row] for row in rows]
         self._last = [self._last[row] for row in rows]
         if not rows:
             self._cache = None
             return
-        assert self._cache is not None
-        self._cache.batch_select_indices(torch.tensor(rows, device=self._device))
         self._mask = self._mask[rows]
-        self._trim()
-
-    def _trim(self) -> None:
-        """Drop columns on the left that are padding in every row."""
-        assert self._cache is not None
         unused = int(self._mask.any(dim=0).int().argmax())
-        if unused:
-            self._mask = self._mask[:, unused:]
-            for layer in self._cache.layers:
-                layer.keys = layer.keys[:, :, unused:]
-                layer.values = layer.values[:, :, unused:]
+        self._mask = self._mask[:, unused:]
+        for layer in self._cache.layers:
+            for row in sorted(gone, reverse=True):
+                layer.take_out(row)
+            layer.trim(unused)
 
 
 def left_padded(prompts: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Tensor, Tensor]:
@@ -179,6 +182,6 @@ def supports_joining(model: Any, *, device: str) -> bool:
     return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
-def _widened(states: Tensor, width: int) -> Tensor:
-    """Keys or values ``(rows, heads, length, size)`` with empty columns put in on the left."""
-    return functional.pad(states, (0, 0, width - states.shape[2], 0))
+def _widened(mask: Tensor, width: int) -> Tensor:
+    """A mask ``(rows, length)`` with padding put in on the left."""
+    return functional.pad(mask, (width - mask.shape[1], 0))

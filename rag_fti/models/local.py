@@ -80,7 +80,11 @@ class LocalGenerator:
         self._context_window = _context_window(model, tokenizer)
         self._continuous = (
             ContinuousBatch(
-                model, pad_id=self._pad_id, abstain_id=self._abstain_id, device=self._device
+                model,
+                rows=max_batch,
+                pad_id=self._pad_id,
+                abstain_id=self._abstain_id,
+                device=self._device,
             )
             if continuous and supports_joining(model, device=self._device)
             else None

@@ -214,12 +214,26 @@ class Engine:
         sampling: Sampling | None = None,
         cancellation: Cancellation | None = None,
         response_id: str = "",
+        asker: str = "",
     ) -> Iterator[str | Answer]:
         """Answer one question piece by piece.
 
+        Args:
+            question: The user's question.
+            history: Earlier turns, as the rest of the arguments like those of :meth:`answer`.
+            k: Passages to retrieve.
+            mode: Search mode.
+            where: SQL condition over the chunk columns.
+            collections: Only these collections.
+            at: Snapshot or tag to read.
+            sampling: How the answer is decoded.
+            cancellation: Ends it early.
+            response_id: The answer's id; empty makes one.
+            asker: Who asks; vectors of questions are remembered for each alone.
+
         Yields:
             Pieces of text, then the finished :class:`Answer`, whose text they add up to (unless
-            it was cancelled). Arguments and errors as :meth:`answer`.
+            it was cancelled). Errors as :meth:`answer`.
         """
         condensed = self._condense(question, history)
         retrieved = self.retriever.retrieve(
@@ -229,6 +243,7 @@ class Engine:
             where=where,
             collections=collections,
             at=at or self._follow,
+            asker=asker,
         )
         prepared = self._prepare(question, condensed, retrieved, sampling or Sampling())
         prepared = replace(prepared, id=response_id or prepared.id)

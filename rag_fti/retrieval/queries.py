@@ -10,7 +10,7 @@ import numpy as np
 
 from rag_fti.protocols import Embedder, EmbedderFingerprint, Vectors
 
-_Key = tuple[EmbedderFingerprint, str]
+_Key = tuple[EmbedderFingerprint, str, str]
 
 
 class QueryVectors:
@@ -34,10 +34,16 @@ class QueryVectors:
     def __len__(self) -> int:
         return len(self._vectors)
 
-    def encode(self, questions: Sequence[str]) -> list[Vectors]:
-        """The vector of each question, float32 of shape ``(dimension,)``, not to be changed."""
+    def encode(self, questions: Sequence[str], *, asker: str = "") -> list[Vectors]:
+        """The vector of each question, float32 of shape ``(dimension,)``, not to be changed.
+
+        Args:
+            questions: Any texts.
+            asker: Who asks. What others have asked is computed anew: its time would tell that
+                they did.
+        """
         fingerprint = self._embedder.fingerprint
-        keys = [(fingerprint, question) for question in questions]
+        keys = [(fingerprint, asker, question) for question in questions]
         found: dict[_Key, Vectors] = {}
         with self._lock:
             self.asked += len(keys)
@@ -49,7 +55,7 @@ class QueryVectors:
         missing = [key for key in dict.fromkeys(keys) if key not in found]
         if missing:
             # Without the lock: others may find theirs, or embed at the same time.
-            made = self._embedder.encode_queries([question for _, question in missing])
+            made = self._embedder.encode_queries([question for *_, question in missing])
             for key, row in zip(missing, made, strict=True):
                 found[key] = np.array(row, dtype=np.float32)  # a copy, so that the batch can go
                 found[key].setflags(write=False)

@@ -137,6 +137,7 @@ class Retriever:
         where: str | None = None,
         at: str = "",
         collections: Sequence[str] | None = None,
+        asker: str = "",
     ) -> Retrieved:
         """Search with one question.
 
@@ -147,6 +148,7 @@ class Retriever:
             where: SQL condition over the chunk columns.
             at: Snapshot or tag to search; "" is the newest.
             collections: Only these collections; None searches all.
+            asker: Who asks; questions are remembered for each alone.
 
         Raises:
             StoreError: If the store cannot be read; never an empty result instead.
@@ -154,7 +156,7 @@ class Retriever:
             ConfigError: If ``where`` is not one condition.
         """
         return self.retrieve_many(
-            [question], k=k, mode=mode, where=where, at=at, collections=collections
+            [question], k=k, mode=mode, where=where, at=at, collections=collections, asker=asker
         )[0]
 
     def retrieve_many(
@@ -166,6 +168,7 @@ class Retriever:
         where: str | None = None,
         at: str = "",
         collections: Sequence[str] | None = None,
+        asker: str = "",
     ) -> list[Retrieved]:
         """Search with several questions on one snapshot, embedding them together.
 
@@ -184,7 +187,9 @@ class Retriever:
         while True:
             snapshot = self.store.resolve(at)
             try:
-                return self._search(questions, snapshot, mode=mode, where=condition, k=k or self.k)
+                return self._search(
+                    questions, snapshot, mode=mode, where=condition, k=k or self.k, asker=asker
+                )
             except StoreError:
                 # A purge removes the state that is being read; the next one is there already.
                 tries -= 1
@@ -192,7 +197,14 @@ class Retriever:
                     raise
 
     def _search(
-        self, questions: Sequence[str], snapshot: str, *, mode: Mode, where: str | None, k: int
+        self,
+        questions: Sequence[str],
+        snapshot: str,
+        *,
+        mode: Mode,
+        where: str | None,
+        k: int,
+        asker: str,
     ) -> list[Retrieved]:
         depth = max(k, self.candidates)
         started = time.perf_counter()
@@ -205,7 +217,7 @@ class Retriever:
             else None
             for question in questions
         ]
-        vectors = None if mode == "text" else self.queries.encode(questions)
+        vectors = None if mode == "text" else self.queries.encode(questions, asker=asker)
         shared = (time.perf_counter() - started) / len(questions)
         results = []
         for number, question in enumerate(questions):

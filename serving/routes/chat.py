@@ -97,6 +97,7 @@ def answer_items(
             sampling=sampling_of(body),
             cancellation=exchange.cancellation,
             response_id=identifier,
+            asker=principal.key_id,
         ):
             if isinstance(item, Answer):
                 # Also when the client has left: what was computed is logged.

@@ -48,6 +48,7 @@ async def search(
                 where=body.filter,
                 at=body.at or services.settings.inference.follow,
                 collections=principal.visible(body.collection),
+                asker=principal.key_id,
             )
 
     found = await run_blocking(request, work)

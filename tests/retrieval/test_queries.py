@@ -54,6 +54,15 @@ def test_the_exact_text_counts_and_another_embedder_has_its_own_vectors() -> Non
     assert queries.encode(["Why?"])[0][1] == ord("b")
 
 
+def test_nobody_can_tell_what_others_asked() -> None:
+    embedder = Counting()
+    queries = QueryVectors(embedder, size=10)
+    for asker in ("ann", "bob", "ann", ""):
+        queries.encode(["x"], asker=asker)
+    assert embedder.asked == ["x", "x", "x"]
+    assert queries.hits == 1
+
+
 def test_what_is_remembered_cannot_be_changed() -> None:
     queries = QueryVectors(Counting(), size=10)
     with pytest.raises(ValueError, match="read-only"):

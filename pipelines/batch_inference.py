@@ -92,6 +92,7 @@ CONTRACT = Contract(
             contracts.at_most("failed_share", 0.01),
         ),
     ),
+    when_broken="The file was not written.",
 )
 
 

@@ -93,6 +93,7 @@ CONTRACT = Contract(
             _limit("age_hours", "max_age_hours"),
         ),
     ),
+    when_broken=f"The tag {VALIDATED} stays where it was.",
 )
 
 

@@ -66,6 +66,7 @@ CONTRACT = Contract(
             at_most("seconds_over_allowance", 0.0),
         ),
     ),
+    when_broken="What was committed stays; each batch of documents is a commit.",
 )
 
 

@@ -12,6 +12,7 @@ good data; every other failed check raises :class:`rag_fti.errors.ContractViolat
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -82,6 +83,8 @@ class Contract:
     invariants: tuple[Check, ...] = ()
     postconditions: tuple[Check, ...] = ()
     service_levels: tuple[Check, ...] = ()
+    when_broken: str = "Nothing was published."
+    """What is true of the outputs when an invariant or a postcondition does not hold."""
 
     def checks(self, kind: Kind) -> tuple[Check, ...]:
         """The checks of one kind."""
@@ -178,7 +181,7 @@ class ContractRun:
         Raises:
             ContractViolation: If one does not hold.
         """
-        self._evaluate("invariant", facts, "Nothing was published.")
+        self._evaluate("invariant", facts, self.contract.when_broken)
 
     def ensure(self, facts: Facts) -> None:
         """Evaluate the postconditions.
@@ -186,7 +189,7 @@ class ContractRun:
         Raises:
             ContractViolation: If one does not hold.
         """
-        self._evaluate("postcondition", facts, "Nothing was published.")
+        self._evaluate("postcondition", facts, self.contract.when_broken)
 
     def finish(self, facts: Facts) -> ContractReport:
         """Evaluate the service levels (``facts["seconds"]`` is added) and close the report."""
@@ -211,9 +214,10 @@ class ContractRun:
 
     def _add(self, kind: Kind, check: Check, facts: Facts) -> tuple[CheckResult, Check]:
         outcome = check.measure(facts)
-        result = CheckResult(
-            kind, check.name, check.promise, outcome.ok, outcome.value, outcome.expected
-        )
+        value = outcome.value
+        if isinstance(value, float) and not math.isfinite(value):
+            value = str(value)  # JSON has no form for it
+        result = CheckResult(kind, check.name, check.promise, outcome.ok, value, outcome.expected)
         self._results.append(result)
         return result, check
 

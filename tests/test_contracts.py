@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,28 @@ def test_failed_invariant_and_postcondition_publish_nothing(tmp_path: Path) -> N
         start(tmp_path).hold({"lost": 2})
     with pytest.raises(ContractViolation, match="Nothing was published"):
         start(tmp_path).ensure({"juice": None})
+
+
+def test_a_failed_promise_says_what_the_pipeline_has_done_by_then(tmp_path: Path) -> None:
+    contract = replace(CONTRACT, when_broken="The juice so far stays.")
+    run = ContractRun(contract, run_id="r1", report_path=tmp_path / "r1.json")
+    with pytest.raises(ContractViolation, match=r"got 2.*The juice so far stays\.") as caught:
+        run.hold({"lost": 2})
+    assert "Nothing was published" not in str(caught.value)
+
+
+def test_a_report_is_json_whatever_was_measured(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    with pytest.raises(ContractViolation, match="got 'nan'"):
+        run.require({"apples": math.nan})
+    with pytest.raises(ContractViolation, match="got 'inf'"):
+        run.hold({"lost": math.inf})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    stored = json.loads(run.report_path.read_text(), parse_constant=refuse)
+    assert [result["value"] for result in stored["results"]] == ["nan", "inf"]
 
 
 def test_a_missed_service_level_is_reported_and_does_not_fail_the_run(tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ def trace(identifier: str, *, stores: Stores) -> dict[str, Any]:
     """Everything recorded about an id, whatever kind it is.
 
     Args:
-        identifier: A response id, chunk id, document id, document source, ``dataset@version`` or
-            ``model@version``.
+        identifier: A response id, chunk id, document id (also of a document that was deleted),
+            document source, ``dataset@version``, ``model@version`` or ``model@alias``.
         stores: The shared storage.
 
     Returns:
@@ -91,7 +91,14 @@ def trace(identifier: str, *, stores: Stores) -> dict[str, Any]:
     Raises:
         RagFtiError: If nothing has this id.
     """
-    for find in (_trace_answer, _trace_document, _trace_chunk, _trace_dataset, _trace_model):
+    for find in (
+        _trace_answer,
+        _trace_document,
+        _trace_chunk,
+        _trace_dataset,
+        _trace_model,
+        _trace_deleted,
+    ):
         found = find(identifier, stores)
         if found is not None:
             return found
@@ -235,12 +242,21 @@ def _trace_dataset(identifier: str, stores: Stores) -> dict[str, Any] | None:
 
 
 def _trace_model(identifier: str, stores: Stores) -> dict[str, Any] | None:
-    if "@" not in identifier:
+    name, _, version = identifier.rpartition("@")
+    if name not in stores.registry.names():
         return None
-    summary = _model_summary(identifier, stores)
+    number = stores.registry.aliases(name).get(version, version)
+    summary = _model_summary(f"{name}@{number}", stores)
     if summary["manifest"] is None:
         return None
     return {"kind": "model", **summary}
+
+
+def _trace_deleted(identifier: str, stores: Stores) -> dict[str, Any] | None:
+    went_into = tainted_by([identifier], stores=stores).to_dict()
+    if not any(went_into.values()):
+        return None
+    return {"kind": "document", "id": identifier, "deleted": True, "went_into": went_into}
 
 
 def _model_summary(reference: str, stores: Stores) -> dict[str, Any]:

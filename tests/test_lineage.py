@@ -137,6 +137,18 @@ def test_a_document_is_found_by_each_of_its_sources(stores: Stores) -> None:
         find_documents(stores.features, ["keys.md"])
 
 
+def test_what_a_deleted_document_went_into_is_still_told(stores: Stores) -> None:
+    before = trace(KEYS, stores=stores)
+    stores.features.delete_documents([KEYS])
+    after = trace(KEYS, stores=stores)
+    assert after == {
+        "kind": "document",
+        "id": KEYS,
+        "deleted": True,
+        "went_into": before["went_into"],
+    }
+
+
 def test_a_source_of_two_collections_is_not_guessed(stores: Stores) -> None:
     fill(stores.features, {"guide/keys.md": CORPUS["guide/keys.md"]}, collection="annex")
     with pytest.raises(RagFtiError, match="2 collections") as caught:
@@ -148,7 +160,9 @@ def test_dataset_and_model_point_at_each_other(stores: Stores) -> None:
     dataset = trace("handbook@v1", stores=stores)
     assert dataset["documents"] == sorted([KEYS, HOURS])
     assert dataset["models"] == ["assistant@1"]
-    assert trace("assistant@1", stores=stores)["dataset"] == "handbook@v1"
+    model = trace("assistant@1", stores=stores)
+    assert model["dataset"] == "handbook@v1"
+    assert trace("assistant@champion", stores=stores) == model
 
 
 def test_an_unknown_id_is_an_error(stores: Stores) -> None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from rag_fti.config import Settings
     from rag_fti.feature_store import FeatureStore
 
+_VALIDATED = "validated"
+"""The tag of feature validation; until there is one, the oldest state stands in for it."""
+
 
 def _no_drift(facts: Facts) -> Outcome:
     value = {name: facts[name] for name in ("embedding_psi", "length_psi", "language_psi")}
@@ -29,7 +32,7 @@ CONTRACT = Contract(
     purpose="Shows how the feature store changes: rows, freshness, drift, languages, lengths.",
     inputs={
         "features": "the feature store's newest snapshot",
-        "reference": "a tag or snapshot; the oldest readable state where there is none",
+        "reference": "a tag or snapshot; the oldest readable state until one is validated",
     },
     outputs={
         "metrics.json": "all measurements",
@@ -92,6 +95,8 @@ def run(
         dry_run: Measure, but write no metrics and no picture.
 
     Raises:
+        ContractViolation: If a promise does not hold.
+        SnapshotNotFound: If there is no such reference.
         StoreError: If the store cannot be read.
     """
     from rag_fti.feature_store import FeatureStore
@@ -106,12 +111,10 @@ def run(
     )
     contract.require({"has_documents": store.exists()})
     options = settings.feature_monitoring
-    reference = options.reference if options.reference in store.tags() else ""
-    if not reference:
+    reference = options.reference
+    if reference == _VALIDATED and reference not in store.tags():
         reference = store.oldest_snapshot()
-        progress.note(
-            f"No tag {options.reference!r}: comparing with the oldest state, {reference}."
-        )
+        progress.note(f"Nothing is validated yet: comparing with the oldest state, {reference}.")
     progress.update("measuring", 0, 2)
     metrics, samples = measure(store, reference=reference, sample_rows=options.sample_rows)
     progress.update("measuring", 1, 2)

@@ -94,7 +94,8 @@ class FeatureMonitoringConfig(Section):
     """The feature monitoring pipeline."""
 
     reference: str = "validated"
-    """Tag or version that the current store is compared with; the oldest if there is none."""
+    """Tag or version that the current store is compared with. Until there is a ``validated`` one,
+    the oldest stands in for it."""
     sample_rows: Annotated[int, Field(ge=1)] = 2000
     """Chunks drawn from each side."""
     max_drift: Annotated[float, Field(ge=0)] = 0.2

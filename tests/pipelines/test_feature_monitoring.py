@@ -8,6 +8,8 @@ import pytest
 
 from pipelines import feature_monitoring, ingest
 from rag_fti.config import Settings, load_settings
+from rag_fti.config.features import FeatureMonitoringConfig
+from rag_fti.errors import SnapshotNotFound
 from rag_fti.feature_store import FeatureStore
 from rag_fti.features.monitoring import (
     FeatureMetrics,
@@ -60,6 +62,29 @@ def test_without_a_tag_the_oldest_state_is_the_reference(
     summary = feature_monitoring.run(settings, dry_run=True)
     assert summary.metrics["reference_chunks"] > 0
     assert summary.files == {}
+
+
+def test_the_reference_may_be_a_version_and_must_exist(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = settings_for(tmp_path)
+    write_corpus(Path("docs"), documents=2)
+    ingest.run(settings, ["docs"], embedder=HashEmbedder())
+    write_corpus(Path("docs"), documents=3)
+    version = ingest.run(settings, ["docs"], embedder=HashEmbedder()).snapshot
+    write_corpus(Path("docs"), documents=5)
+    ingest.run(settings, ["docs"], embedder=HashEmbedder())
+
+    def reference(name: str) -> FeatureMonitoringConfig:
+        return settings.feature_monitoring.model_copy(update={"reference": name})
+
+    chosen = settings.model_copy(update={"feature_monitoring": reference(version)})
+    metrics = feature_monitoring.run(chosen, dry_run=True).metrics
+    assert (metrics["reference"], metrics["reference_documents"]) == (version, 3)
+    mistyped = settings.model_copy(update={"feature_monitoring": reference("validatd")})
+    with pytest.raises(SnapshotNotFound, match="validatd"):
+        feature_monitoring.run(mistyped, dry_run=True)
 
 
 def test_stability_index_matches_the_formula_by_hand() -> None:

@@ -79,7 +79,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
             next_step="Give an existing YAML file to --config.",
         ) from error
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=_UniqueKeys)
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} is not valid YAML: {error}.") from error
     if content is None:
@@ -90,6 +90,19 @@ def read_yaml(file: Path) -> dict[str, Any]:
             next_step="Start from one of the files in configs/.",
         )
     return content
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A safe loader for which a key that stands twice is an error: YAML would drop the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        names = [key.value for key in keys]
+        for key in keys:
+            if names.count(key.value) > 1:
+                problem = f"the key {key.value!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:

@@ -70,6 +70,13 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
         load_settings([tmp_path / "none.yaml"], environment={})
 
 
+def test_a_section_that_stands_twice_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "twice.yaml"
+    file.write_text("retrieval:\n  k: 8\nserving:\n  port: 1\nretrieval:\n  mode: text\n")
+    with pytest.raises(ConfigError, match=r"'retrieval' stands twice[\s\S]*line 1"):
+        load_settings([file], environment={})
+
+
 def test_every_shipped_configuration_loads(repository: Path) -> None:
     files = sorted((repository / "configs").rglob("*.yaml"))
     assert files

@@ -20,8 +20,6 @@ class Candidate:
     """Chunks that hold the answer, best first; empty where the documents have none."""
     rule: str = ""
     """What made it, for the counts."""
-    source_id: str = ""
-    """Id of the line or response it came from."""
     shown: frozenset[str] | None = None
     """Ids of the chunks for which somebody said that they hold no answer; other passages may hold
     one. None where nobody looked at passages."""

@@ -158,7 +158,7 @@ def _corrected(
 
 def _unanswerable(entry: Mapping[str, Any], rule: str) -> Candidate:
     shown = frozenset(entry["chunk_ids"])
-    return Candidate(entry["question"], "", GENERATOR, (), rule, entry["response_id"], shown)
+    return Candidate(entry["question"], "", GENERATOR, (), rule, shown)
 
 
 def _supported(
@@ -167,7 +167,7 @@ def _supported(
     holding = tuple(hit for hit in context if align(answer, hit.text) is not None)
     if not holding:
         return None
-    return Candidate(entry["question"], answer, GENERATOR, holding, rule, entry["response_id"])
+    return Candidate(entry["question"], answer, GENERATOR, holding, rule)
 
 
 def _preference(

@@ -88,9 +88,7 @@ def candidates_from(
             dropped["held out"] += 1
             continue
         if not question.answerable:
-            found.append(
-                Candidate(question.question, "", GENERATOR, (), "unanswerable", question.id)
-            )
+            found.append(Candidate(question.question, "", GENERATOR, (), "unanswerable"))
             continue
         if not question.answers:
             dropped["no answer given"] += 1
@@ -104,9 +102,7 @@ def candidates_from(
             answer = next(
                 (a for a in question.answers if align(a, places[0].text)), question.answers[0]
             )
-            found.append(
-                Candidate(question.question, answer, GENERATOR, tuple(places), "pair", question.id)
-            )
+            found.append(Candidate(question.question, answer, GENERATOR, tuple(places), "pair"))
     return found, dict(sorted(dropped.items()))
 
 

@@ -103,7 +103,6 @@ class Pass:
                     raise SourceError("not a regular file")
             if size > limit:
                 raise SourceError(f"{size} bytes, more than {limit} (loading.max_file_bytes)")
-            self.totals.bytes_read += size
             if task.data is not None:
                 return ids.digest_bytes(task.data)
             assert task.path is not None

@@ -36,7 +36,6 @@ class IngestTotals:
     """Source to the reason why it was set aside."""
     skipped: int = 0
     """Files in directories whose type is not known."""
-    bytes_read: int = 0
     characters: int = 0
     uncovered_characters: int = 0
     wrong_spans: int = 0

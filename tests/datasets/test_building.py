@@ -59,7 +59,7 @@ def test_reference_marks_of_a_document_are_no_citations() -> None:
 def test_an_approved_abstention_holds_for_the_passages_it_was_approved_for() -> None:
     old, new = hit("The gate is dark green.", chunk="old"), hit("The door is red.", chunk="new")
     abstained = Candidate(
-        "What colour is the door?", "", "feedback", (), "thumb up", "r", frozenset({"old", "gone"})
+        "What colour is the door?", "", "feedback", (), "thumb up", frozenset({"old", "gone"})
     )
     (row,) = build(abstained, finds=[old]).rows
     assert not row["answerable"]

@@ -62,11 +62,6 @@ _UNSUPPORTED = {
 }  # fmt: skip
 
 
-def known_suffixes() -> frozenset[str]:
-    """Suffixes (without dot) that are taken from directories."""
-    return frozenset(_BY_SUFFIX)
-
-
 def format_of(name: str) -> Format | None:
     """The format of a file name, or None where its suffix is not known."""
     return _BY_SUFFIX.get(PurePosixPath(name.lower()).suffix.lstrip("."))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -82,6 +84,25 @@ def test_every_shipped_configuration_loads(repository: Path) -> None:
     assert files
     for file in files:
         load_settings([file], environment={})
+
+
+def test_pipeline_files_differ_from_the_defaults_only_where_meant(repository: Path) -> None:
+    def different(file: dict[str, Any], default: Mapping[str, Any], prefix: str = "") -> list[str]:
+        found = []
+        for key, value in file.items():
+            if isinstance(value, dict):
+                found += different(value, default[key], f"{prefix}{key}.")
+            elif value != default[key]:
+                found.append(prefix + key)
+        return found
+
+    defaults = Settings().model_dump(mode="json")
+    files = [yaml.safe_load(f.read_text()) for f in sorted((repository / "configs").glob("*.yaml"))]
+    assert [name for file in files for name in different(file, defaults)] == [
+        "feature_validation.max_age_hours",
+        "evaluation.gates",
+        "serving.examples",
+    ]
 
 
 def test_settings_survive_a_round_trip_through_yaml() -> None:

@@ -18,6 +18,9 @@ from tests.conftest import REPOSITORY
 PAGES = [
     REPOSITORY / "README.md",
     REPOSITORY / "CONTRIBUTING.md",
+    REPOSITORY / "data/README.md",
+    REPOSITORY / "deploy/README.md",
+    REPOSITORY / "deploy/vllm/README.md",
     *sorted((REPOSITORY / "docs").glob("*.md")),
 ]
 
@@ -90,13 +93,33 @@ def test_every_documented_command_exists_with_its_options(line: str) -> None:
     assert used - known - {"--help"} == set(), line
 
 
+def anchors_of(page: Path) -> set[str]:
+    """Names that headings of a page have, as GitHub makes them."""
+    text = re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"(?m)^#+ (.*)$", text)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     broken = []
     for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-            if not (page.parent / target).resolve().exists():
-                broken.append(f"{page.name} → {target}")
+        for link in re.findall(r"\]\(([^):]+)\)", page.read_text(encoding="utf-8")):
+            name, _, anchor = link.partition("#")
+            target = (page.parent / name).resolve() if name else page
+            if not target.exists() or (anchor and anchor not in anchors_of(target)):
+                broken.append(f"{page.name} → {link}")
     assert broken == []
+
+
+def test_tests_that_pages_name_exist() -> None:
+    missing = []
+    for page in PAGES:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8"))
+        for file, function in named:
+            path = REPOSITORY / file
+            if not path.exists() or f"def {function}(" not in path.read_text(encoding="utf-8"):
+                missing.append(f"{page.name} → {file}::{function}")
+    assert missing == []
 
 
 def test_no_tracked_file_names_a_machine_path() -> None:

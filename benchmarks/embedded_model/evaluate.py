@@ -1,7 +1,9 @@
 """Measure a reader as it is served: greedy ``generate()``, answers aligned to their passage.
 
 XQuAD: ``python -m benchmarks.embedded_model.evaluate data/models/rag-fti-reader``;
-held-out questions: the same with ``--dev``.
+held-out questions: the same with ``--dev``. Passages stand in the order of their similarity to
+the question, as retrieval puts them; ``--order given`` leaves them at random ranks, and the
+reader expects none.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import re
 import string
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.embedded_model.sources import data_root
 from rag_fti import prompts
 from rag_fti.alignment import align
+from rag_fti.config import load_settings
+from rag_fti.models.embedder import build_embedder
 from rag_fti.models.reader import register
 
 
@@ -169,6 +173,29 @@ def dev(path: Path) -> dict[str, list[Question]]:
     return dict(found)
 
 
+def in_retrieved_order(questions: Sequence[Question]) -> list[Question]:
+    """The same questions, their passages sorted by similarity with the packaged embedder."""
+    embedder = build_embedder(load_settings().embedder)
+
+    def ordered(question: Question) -> Question:
+        if len(question.passages) < 2:
+            return question
+        texts = [f"{p.title}\n{p.heading}\n{p.text}".strip() for p in question.passages]
+        scores = embedder.encode_documents(texts) @ embedder.encode_queries([question.question])[0]
+        order = sorted(range(len(texts)), key=lambda n: -scores[n])
+        gold = order.index(question.gold) if question.gold >= 0 else -1
+        return replace(question, passages=tuple(question.passages[n] for n in order), gold=gold)
+
+    return [ordered(question) for question in questions]
+
+
+def at_most(questions: Sequence[Question], limit: int | None) -> list[Question]:
+    """A sample of the questions, always the same one."""
+    if not limit or len(questions) <= limit:
+        return list(questions)
+    return random.Random(5).sample(questions, limit)
+
+
 def evaluate(
     model: Any,
     tokenizer: Any,
@@ -180,9 +207,8 @@ def evaluate(
     """Scores of every set of questions."""
     scores = {}
     for name, questions in sets.items():
-        if limit and len(questions) > limit:
-            questions = random.Random(5).sample(questions, limit)
-        scores[name] = score(questions, reply_all(model, tokenizer, questions), threshold)
+        asked = at_most(questions, limit)
+        scores[name] = score(asked, reply_all(model, tokenizer, asked), threshold)
     return scores
 
 
@@ -235,6 +261,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="at most so many questions of a kind")
     parser.add_argument("--kinds", nargs="*", help="only these kinds")
     parser.add_argument("--threshold", type=float, default=2.0, help="abstain from here")
+    parser.add_argument(
+        "--order", choices=("retrieved", "given"), default="retrieved", help="of the passages"
+    )
     parser.add_argument("--speed", action="store_true", help="time single requests instead")
     parser.add_argument("--sweep", action="store_true", help="abstention by threshold instead")
     parser.add_argument("--threads", type=int, default=2)
@@ -243,25 +272,29 @@ def main() -> None:
     register()
     begun = time.perf_counter()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
+    retrieved = options.order == "retrieved"
+    model = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=torch.float32, **({} if retrieved else {"rank_exponent": 0.0})
+    ).eval()
     print(f"loaded in {time.perf_counter() - begun:.2f} s")
-    sets = dev(options.dev_file) if options.dev else xquad(data_root())
-    if options.kinds:
-        sets = {name: questions for name, questions in sets.items() if name in options.kinds}
+    sets = {
+        name: at_most(questions, options.limit)
+        for name, questions in (
+            dev(options.dev_file) if options.dev else xquad(data_root())
+        ).items()
+        if not options.kinds or name in options.kinds
+    }
+    if retrieved:
+        sets = {name: in_retrieved_order(questions) for name, questions in sets.items()}
     if options.sweep:
-        if options.limit:
-            sets = {name: questions[: options.limit] for name, questions in sets.items()}
         for row in sweep(model, tokenizer, sets):
             print(" ".join(f"{k}={v:.3f}" for k, v in row.items()))
         return
-    if options.speed:
-        for name, questions in sets.items():
-            print(name, json.dumps(speed(model, tokenizer, questions[:20])))
-        return
     for name, questions in sets.items():
-        result = evaluate(
-            model, tokenizer, {name: questions}, threshold=options.threshold, limit=options.limit
-        )[name]
+        if options.speed:
+            print(name, json.dumps(speed(model, tokenizer, questions[:20])))
+            continue
+        result = score(questions, reply_all(model, tokenizer, questions), options.threshold)
         print(f"{name:18}", " ".join(f"{k}={v:.3f}" for k, v in result.items()), flush=True)
 
 

@@ -206,12 +206,13 @@ class ReaderForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         # that cannot be copied and with what they remembered put back until they begin.
         outputs = []
         for column in columns.tolist():
-            fresh = state.pointer, state.touched
+            fresh = state.pointer, state.touched, state.start
             output = self.head(hidden[:, column, None], ids[:, column, None], state)
             begun = (column >= structure.answer_start)[:, None]
             state = output.state
             state.pointer = torch.where(begun, state.pointer, fresh[0])
             state.touched = torch.where(begun, state.touched, fresh[1])
+            state.start = torch.where(begun, state.start, fresh[2])
             if column >= length - keep:
                 mixture = next_token_logits(self._words(output.words), output.pointers, state.ids)
                 outputs.append(mixture * begun[..., None])

@@ -29,6 +29,9 @@ class ReaderConfig(PretrainedConfig):  # type: ignore[misc]
         marker_ids: Tokens that are citation markers, in order from marker 1.
         copy_bias: Initial logit bonus for going on with the span being copied.
         vocabulary_bias: Initial logit offset of the vocabulary against copying.
+        rank_exponent: Passages stand in the order of their retrieval, and the n-th of them holds
+            the answer with a probability proportional to ``n ** -rank_exponent``. 0: they stand
+            in any order.
     """
 
     model_type = "rag_fti_reader"
@@ -52,6 +55,7 @@ class ReaderConfig(PretrainedConfig):  # type: ignore[misc]
         marker_ids: tuple[int, ...] | list[int] = (),
         copy_bias: float = 6.0,
         vocabulary_bias: float = -4.0,
+        rank_exponent: float = 0.0,
         use_cache: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -71,6 +75,7 @@ class ReaderConfig(PretrainedConfig):  # type: ignore[misc]
         self.marker_ids = list(marker_ids)
         self.copy_bias = copy_bias
         self.vocabulary_bias = vocabulary_bias
+        self.rank_exponent = rank_exponent
         self.use_cache = use_cache
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)

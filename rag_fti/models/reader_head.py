@@ -10,7 +10,8 @@ from (``alpha`` is the previous step's pointer restricted to positions that hold
 - citing is one learned bonus on the marker of the passage ``alpha`` lies in,
 - where to stop is read from the prompt states at ``alpha`` and after it, as an extractive
   reader's end score is,
-- where to start is read from the prompt states, as an extractive reader's start score is.
+- where to start is read from the prompt states, as an extractive reader's start score is, and
+  from the rank of the passage (:func:`~rag_fti.models.reader_structure.rank_log_odds`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch.nn import functional
 from transformers.cache_utils import CacheLayerMixin
 
 from rag_fti.models.reader_config import ReaderConfig
-from rag_fti.models.reader_structure import PromptStructure
+from rag_fti.models.reader_structure import PromptStructure, rank_log_odds
 
 _NEVER = -1e4
 
@@ -50,6 +51,8 @@ class CopyState:
     """float32 ``(batch, P)``: pointer logits of the last step."""
     touched: Tensor
     """float32 ``(batch, P)``: probability that the last copy came from this position's passage."""
+    start: Tensor
+    """float32 ``(batch, P)``: bonus for starting the answer here, 0 once it has started."""
     question_length: Tensor
     """int64 ``(batch,)``."""
     answered: Tensor
@@ -80,6 +83,7 @@ class CopyHead(nn.Module):
         self.mix = nn.Linear(3 * width, 2 * width)
         self.mix_out = nn.Linear(2 * width, width)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.rank_exponent = config.rank_exponent
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.bonus = nn.Linear(width, 2)
@@ -100,6 +104,7 @@ class CopyHead(nn.Module):
             marker=structure.marker,
             pointer=zeros,
             touched=zeros,
+            start=rank_log_odds(structure.block, self.rank_exponent),
             question_length=structure.question_length,
             answered=torch.zeros_like(structure.question_length),
         )
@@ -117,6 +122,7 @@ class CopyHead(nn.Module):
                 -1 where that is not known (training only).
         """
         words, pointers = [], []
+        zeros = torch.zeros_like(state.start)
         for step in range(ids.shape[1]):
             known = None if source is None else source[:, step]
             alpha = self._copied_from(ids[:, step], state, known)
@@ -124,6 +130,7 @@ class CopyHead(nn.Module):
             state.touched = self._touched(alpha, state)
             mixed = self._mix(states[:, step], alpha, following, state)
             state.pointer = self._point(mixed, following, state)
+            state.start = zeros
             words.append(mixed)
             pointers.append(state.pointer)
         state.answered = state.answered + ids.shape[1]
@@ -162,7 +169,7 @@ class CopyHead(nn.Module):
             scores = (state.keys @ query[..., None])[..., 0] / query.shape[-1] ** 0.5
         go_on, cite = self.bonus(mixed).float().unbind(dim=-1)
         scores = scores + (self.copy_bias.float() + go_on)[:, None] * following
-        scores = scores + cite[:, None] * state.touched * state.marker
+        scores = scores + cite[:, None] * state.touched * state.marker + state.start
         result: Tensor = scores.masked_fill(~state.copyable, _NEVER)
         return result
 

@@ -101,6 +101,28 @@ def read_structure(input_ids: Tensor, valid: Tensor, config: ReaderConfig) -> Pr
     )
 
 
+def rank_log_odds(block: Tensor, exponent: float) -> Tensor:
+    """How much likelier each position's passage holds the answer than passages in any order would.
+
+    The reader is trained on passages in random order. Where they stand in the order of retrieval,
+    Bayes' rule adds the logarithm of ``P(n) * count`` to what it makes of the n-th of ``count``
+    passages, with ``P(n)`` proportional to ``n ** -exponent``.
+
+    Args:
+        block: int64 ``(batch, length)``, passage of each position from 1, 0 outside.
+        exponent: Of the power law; 0 for passages in any order.
+
+    Returns:
+        float32 ``(batch, length)``, 0 outside passages.
+    """
+    count = block.amax(dim=1, keepdim=True)
+    ranks = torch.arange(1, int(count.max()) + 1, device=block.device)
+    weights = ranks.float() ** -exponent * (ranks <= count)
+    shares = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-30)
+    odds = (shares * count).clamp(min=1e-30).log()
+    return torch.nn.functional.pad(odds, (1, 0)).gather(1, block)
+
+
 def prompt_mask(structure: PromptStructure) -> Tensor:
     """Who may attend to whom: bool ``(batch, 1, length, length)``, query before key.
 

@@ -1,5 +1,6 @@
 """The reader's class, on a tiny instance with random weights and the real tokenizer."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rag_fti import prompts
 from rag_fti.models.reader import ReaderForCausalLM, register
 from rag_fti.models.reader_config import ReaderConfig
 from rag_fti.models.reader_head import next_token_logits, target_losses
-from rag_fti.models.reader_structure import prompt_mask, read_structure
+from rag_fti.models.reader_structure import prompt_mask, rank_log_odds, read_structure
 
 PASSAGES = (
     prompts.Passage("France won the cup in 1998. Brazil lost the final.", title="Cup"),
@@ -35,6 +36,7 @@ def config(tokenizer: Any) -> ReaderConfig:
     config.num_hidden_layers, config.num_attention_heads = 2, 4
     # Wide weights and an open vocabulary, so that random outputs differ from one another.
     config.initializer_range, config.vocabulary_bias, config.copy_bias = 0.4, -2.0, 1.0
+    config.rank_exponent = 1.5
     return config
 
 
@@ -149,6 +151,44 @@ def test_structure_of_a_prompt(config: ReaderConfig, tokenizer: Any) -> None:
     mask = prompt_mask(found)[0, 0]
     assert mask[cue, 2:cue].all() and not mask[cue, cue + 1]
     assert mask[first, first + 1] and not mask[first, second] and not mask[2, first]
+
+
+def test_a_passage_is_likelier_the_higher_it_was_ranked() -> None:
+    block = torch.tensor([[0, 1, 1, 2, 3, 0], [0, 0, 0, 1, 0, 0]])
+    odds = rank_log_odds(block, 1.0)
+    # Three passages with weights 1, 1/2, 1/3 of together 11/6, times three passages.
+    first, second, third = (torch.tensor(w * 6 / 11 * 3).log() for w in (1.0, 1 / 2, 1 / 3))
+    torch.testing.assert_close(odds[0, 1:5], torch.stack([first, first, second, third]))
+    assert odds[:, 0].tolist() == odds[:, 5].tolist() == [0.0, 0.0]
+    assert odds[1].tolist() == [0.0] * 6  # of one passage there is nothing to expect
+    assert not rank_log_odds(block, 0.0).any()
+    assert rank_log_odds(torch.zeros(1, 3, dtype=torch.int64), 1.0).tolist() == [[0.0] * 3]
+
+
+def test_rank_decides_where_an_answer_starts_and_nothing_after_it(
+    config: ReaderConfig, tokenizer: Any
+) -> None:
+    twins = [prompts.Passage("The tower was built in Paris by an engineer.")] * 3
+    ids = prompt(tokenizer, "Where?", twins)
+    completion = tokenizer("the tower was", add_special_tokens=False)["input_ids"]
+    register()
+    states = []
+    for exponent in (0.0, 3.0):
+        config = copy.deepcopy(config)
+        config.rank_exponent = exponent
+        torch.manual_seed(3)
+        model = ReaderForCausalLM(config).eval()
+        with torch.inference_mode():
+            output = model(torch.tensor([ids]), use_cache=True)
+            cache = output["cache"] if "cache" in output else output["past_key_values"]
+            start = cache.layers[-1].state.pointer[0]
+            model(torch.tensor([completion]), cache=cache)
+        state = cache.layers[-1].state
+        assert not state.start.any()
+        states.append((start, state))
+    (plain, _), (ranked, state) = states
+    expected = rank_log_odds(state.block, 3.0)[0]
+    torch.testing.assert_close((ranked - plain)[state.copyable[0]], expected[state.copyable[0]])
 
 
 def test_without_an_answer_token_it_is_a_causal_model(

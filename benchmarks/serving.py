@@ -348,6 +348,7 @@ class Instant:
         from rag_fti.protocols import Generation
 
         self.requests.append(request)
+        self.count_prompt_tokens(request.messages)  # rendering the prompt is no generation
         yield "Nothing to say [1]"
         yield Generation("Nothing to say [1]", 100, 4, "stop")
 

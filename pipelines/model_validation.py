@@ -130,6 +130,7 @@ def run(
         dry_run: Judge, and promote nothing.
 
     Raises:
+        ConfigError: If a gate names a metric that is not there.
         ModelNotFound: If there is no such version.
         ContractViolation: If a check fails.
         IncompatibleArtifact: If version, store and settings do not fit together.
@@ -138,6 +139,7 @@ def run(
     from rag_fti.feature_store import FeatureStore
 
     config = settings.evaluation
+    gates = [Gate(**gate.model_dump()) for gate in config.gates]
     run_id = contracts.new_run_id(PIPELINE)
     report_path = settings.storage.reports / PIPELINE / f"{run_id}.json"
     contract = ContractRun(CONTRACT, run_id=run_id, report_path=report_path)
@@ -170,7 +172,7 @@ def run(
     judged = {name: answers.judged for name, answers in asked.items()}
     verdict = reach_verdict(
         judged,
-        gates=[Gate(**gate.model_dump()) for gate in config.gates],
+        gates=gates,
         samples=config.bootstrap_samples,
         seed=config.seed,
     )

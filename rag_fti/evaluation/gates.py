@@ -19,7 +19,11 @@ from rag_fti.evaluation.scoring import (
 
 @dataclass(frozen=True)
 class Gate:
-    """One condition; see :class:`rag_fti.config.evaluation.GateConfig`."""
+    """One condition; see :class:`rag_fti.config.evaluation.GateConfig`.
+
+    Raises:
+        ConfigError: If there is no such metric, or it has no interval.
+    """
 
     name: str
     metric: str
@@ -29,6 +33,19 @@ class Gate:
     minimum: float | None = None
     maximum: float | None = None
     use_interval: bool = False
+
+    def __post_init__(self) -> None:
+        known = scores([])
+        if self.metric not in known:
+            raise ConfigError(
+                f"Gate {self.name!r} names the metric {self.metric!r}.",
+                next_step=f"Use one of: {', '.join(sorted(known))}.",
+            )
+        if self.use_interval and self.metric not in PER_QUESTION:
+            raise ConfigError(
+                f"Gate {self.name!r}: there is no interval for {self.metric!r}.",
+                next_step=f"Intervals exist for: {', '.join(PER_QUESTION)}.",
+            )
 
 
 @dataclass(frozen=True)
@@ -70,24 +87,10 @@ def check_gate(
         judged: Answers of ``challenger``, ``base`` and, where there is one, ``champion``.
         samples: Bootstrap resamples.
         seed: Seed of the resampling.
-
-    Raises:
-        ConfigError: If there is no such metric, or it has no interval.
     """
     read = {
         name: [item for item in items if _is_read(gate, item)] for name, items in judged.items()
     }
-    known = scores(read["challenger"])
-    if gate.metric not in known:
-        raise ConfigError(
-            f"Gate {gate.name!r} names the metric {gate.metric!r}.",
-            next_step=f"Use one of: {', '.join(sorted(known))}.",
-        )
-    if gate.use_interval and gate.metric not in PER_QUESTION:
-        raise ConfigError(
-            f"Gate {gate.name!r}: there is no interval for {gate.metric!r}.",
-            next_step=f"Intervals exist for: {', '.join(PER_QUESTION)}.",
-        )
     value = None
     if not read["challenger"]:
         note = "there are no such questions"

@@ -40,6 +40,7 @@ CASES = [
     (["train", "bundle", "out", "--dataset", "handbook@latest"], 1, "handbook@latest"),
     (["models", "shew"], 2, "shew"),
     (["evaluate", "assistant@7"], 1, "assistant"),
+    (["evaluate", "a@7", "evaluation.gates=[{name: g, metric: bleu, minimum: 0}]"], 2, "bleu"),
     (["promote", "assistant@7"], 1, "assistant"),
     (["contracts", "baking"], 2, "baking"),
     (["lineage", "unknown"], 1, "rag-fti ingest"),

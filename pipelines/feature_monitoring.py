@@ -39,7 +39,14 @@ CONTRACT = Contract(
         "metrics.prom": "the same in Prometheus's text format",
         "drift.png": "embeddings, lengths and languages, now and then",
     },
-    preconditions=(Check("documents", "the store holds documents", is_true("has_documents")),),
+    preconditions=(
+        Check(
+            "documents",
+            "the store holds documents",
+            is_true("has_documents"),
+            next_step="Fill it: rag-fti ingest PATH.",
+        ),
+    ),
     postconditions=(Check("written", "metrics and picture are there", is_true("written")),),
     service_levels=(
         Check(

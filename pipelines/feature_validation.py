@@ -52,7 +52,12 @@ CONTRACT = Contract(
         "report": "<root>/reports/feature_validation/<run id>/facts.json",
     },
     preconditions=(
-        Check("documents", "the store holds documents", is_true("has_documents")),
+        Check(
+            "documents",
+            "the store holds documents",
+            is_true("has_documents"),
+            next_step="Fill it: rag-fti ingest PATH.",
+        ),
         Check("same embedder", "the embedder is the store's", equals("embedder_mismatch", "")),
     ),
     postconditions=(

@@ -8,7 +8,7 @@ manifests, chunk ids and model version in the inference log). This module only w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,12 +61,7 @@ def tainted_by(document_ids: Sequence[str], *, stores: Stores) -> Taint:
         for version in dataset_manifests(stores.datasets)
         if _dataset_uses(version.fetch(), wanted)
     )
-    models = tuple(
-        version.ref
-        for name in stores.registry.names()
-        for version in stores.registry.versions(name)
-        if version.manifest.get("dataset") in datasets
-    )
+    models = tuple(_trained_on(datasets, stores.registry))
     log = stores.features.rows("inference_log", columns=["response_id", "document_ids"])
     answers = tuple(
         row["response_id"]
@@ -231,12 +226,7 @@ def _trace_dataset(identifier: str, stores: Stores) -> dict[str, Any] | None:
                 "prompt_digest": manifest.get("prompt_digest"),
                 "splits": manifest.get("splits"),
                 "documents": sorted(set(_values(dataset.fetch(), "document_ids"))),
-                "models": [
-                    version.ref
-                    for name in stores.registry.names()
-                    for version in stores.registry.versions(name)
-                    if version.manifest.get("dataset") == dataset.ref
-                ],
+                "models": list(_trained_on([dataset.ref], stores.registry)),
             }
     return None
 
@@ -259,21 +249,44 @@ def _trace_deleted(identifier: str, stores: Stores) -> dict[str, Any] | None:
     return {"kind": "document", "id": identifier, "deleted": True, "went_into": went_into}
 
 
+def _trained_on(datasets: Collection[str], registry: Registry) -> Iterator[str]:
+    """References of the model versions that were trained on one of the datasets."""
+    for name in registry.names():
+        for number, manifest in _model_manifests(name, registry).items():
+            if manifest.get("dataset") in datasets:
+                yield f"{name}@{number}"
+
+
+def _model_manifests(name: str, registry: Registry) -> dict[int, Mapping[str, Any]]:
+    """Manifests by number, also of versions that garbage collection removed."""
+    present = {version.version: version.manifest for version in registry.versions(name)}
+    return dict(sorted({**registry.retired(name), **present}.items()))
+
+
 def _model_summary(reference: str, stores: Stores) -> dict[str, Any]:
-    name = reference.partition("@")[0]
-    for version in stores.registry.versions(name) if name in stores.registry.names() else []:
-        if version.ref == reference:
-            manifest = version.manifest
-            return {
-                "id": reference,
-                "base_model": manifest.get("base_model"),
-                "dataset": manifest.get("dataset"),
-                "manifest": f"{version.location}/manifest.json",
-                "aliases": [
-                    a for a, n in stores.registry.aliases(name).items() if n == version.version
-                ],
-            }
-    return {"id": reference, "base_model": None, "dataset": None, "manifest": None, "aliases": []}
+    registry = stores.registry
+    name, _, number = reference.partition("@")
+    manifests = _model_manifests(name, registry) if name in registry.names() else {}
+    manifest = manifests.get(int(number)) if number.isdecimal() else None
+    if manifest is None:
+        return {
+            "id": reference,
+            "base_model": None,
+            "dataset": None,
+            "manifest": None,
+            "aliases": [],
+            "retired": False,
+        }
+    retired = int(number) in registry.retired(name)
+    place = f"retired/{number}.json" if retired else f"versions/{number}/manifest.json"
+    return {
+        "id": reference,
+        "base_model": manifest.get("base_model"),
+        "dataset": manifest.get("dataset"),
+        "manifest": f"{registry.root}/{name}/{place}",
+        "aliases": [a for a, n in registry.aliases(name).items() if n == int(number)],
+        "retired": retired,
+    }
 
 
 def _chunk_now(chunk_id: str, stores: Stores) -> dict[str, Any] | None:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rag_fti import ids, schemas
-from rag_fti.errors import RagFtiError, SourceError
+from rag_fti.errors import ModelNotFound, RagFtiError, SourceError
 from rag_fti.feature_store import FeatureStore
 from rag_fti.features.deletion import find_documents
 from rag_fti.lineage import Stores, dataset_manifests, tainted_by, trace
@@ -163,6 +163,22 @@ def test_dataset_and_model_point_at_each_other(stores: Stores) -> None:
     model = trace("assistant@1", stores=stores)
     assert model["dataset"] == "handbook@v1"
     assert trace("assistant@champion", stores=stores) == model
+
+
+def test_models_that_garbage_collection_removed_are_still_told(
+    stores: Stores, tmp_path: Path
+) -> None:
+    registry = stores.registry
+    second = registry.publish("assistant", tmp_path / "staged", {"dataset": "handbook@v1"})
+    registry.publish("assistant", tmp_path / "staged", {"dataset": "other@v1"})
+    registry.gc("assistant", keep_last=1, min_age_seconds=0.0)
+    with pytest.raises(ModelNotFound):
+        registry.version("assistant", second.version)
+    assert tainted_by([KEYS], stores=stores).models == ("assistant@1", "assistant@2")
+    assert trace("handbook@v1", stores=stores)["models"] == ["assistant@1", "assistant@2"]
+    removed = trace("assistant@2", stores=stores)
+    assert (removed["dataset"], removed["retired"]) == ("handbook@v1", True)
+    assert json.loads(Path(removed["manifest"]).read_text())["version"] == 2
 
 
 def test_an_unknown_id_is_an_error(stores: Stores) -> None:

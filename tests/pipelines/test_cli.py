@@ -32,6 +32,8 @@ CASES = [
     (["ask", "anything"], 1, "rag-fti ingest"),
     (["serve", "serving.host=0.0.0.0"], 2, "keys"),
     (["dataset", "build"], 3, "rag-fti ingest"),
+    (["validate"], 3, "rag-fti ingest"),
+    (["monitor"], 3, "rag-fti ingest"),
     (["dataset", "show", "nothing@latest"], 1, "nothing"),
     (["train"], 1, "rag-fti dataset build"),
     (["train", "--dataset", "handbook@latest", "training.epochs=1"], 1, "handbook@latest"),

@@ -27,6 +27,7 @@ _SCHEMAS: Mapping[Table, Callable[[], pa.Schema]] = {
     "feedback": schemas.feedback_schema,
 }
 _RETRY_SECONDS = 1.0
+_MISFITS = (pa.ArrowException, ValueError, TypeError, OverflowError)
 
 
 class AppendableStore(Protocol):
@@ -171,7 +172,7 @@ class RequestLog:
         problem = ""
         tables: tuple[Table, ...] = ("inference_log", "feedback")
         for table in tables:
-            rows = [row for name, row in batch if name == table and self._fits(table, row)]
+            rows = self._fitting(table, [row for name, row in batch if name == table])
             if not rows:
                 continue
             try:
@@ -194,15 +195,18 @@ class RequestLog:
                 self._changed.wait(_RETRY_SECONDS)
         return not failed
 
-    def _fits(self, table: Table, row: Mapping[str, Any]) -> bool:
-        """Whether a row can be stored; one that cannot must not keep the others waiting."""
+    def _fitting(self, table: Table, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows that can be stored; one that cannot must not keep the others waiting."""
+        schema = _SCHEMAS[table]()
         try:
-            pa.Table.from_pylist([row], schema=_SCHEMAS[table]())
-        except (pa.ArrowException, ValueError, TypeError, OverflowError):
+            pa.Table.from_pylist(rows, schema=schema)
+        except _MISFITS:
+            if len(rows) > 1:
+                return [kept for row in rows for kept in self._fitting(table, [row])]
             logger.exception("a row of %s is given up: it does not fit", table)
             self.dropped += 1
-            return False
-        return True
+            return []
+        return rows
 
 
 def sampled(response_id: str, share: float) -> bool:

@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
+from rag_fti.errors import ConfigError
+
 stderr = Console(stderr=True, highlight=False)
 
 
@@ -65,8 +67,17 @@ def terminal_progress() -> Iterator[TerminalProgress]:
 
 
 def set_up_logging() -> None:
-    """Log to stderr; ``RAG_FTI_LOG_LEVEL`` sets the level (default WARNING)."""
+    """Log to stderr; ``RAG_FTI_LOG_LEVEL`` sets the level (default WARNING).
+
+    Raises:
+        ConfigError: If there is no such level.
+    """
     level = os.environ.get("RAG_FTI_LOG_LEVEL", "WARNING").upper()
+    if level not in logging.getLevelNamesMapping():
+        raise ConfigError(
+            f"RAG_FTI_LOG_LEVEL is {level!r}, which is no level of logging.",
+            next_step="Use DEBUG, INFO, WARNING or ERROR.",
+        )
     logging.basicConfig(
         level=level, handlers=[RichHandler(console=stderr, show_path=False)], format="%(message)s"
     )

@@ -89,8 +89,8 @@ def run_command(
     Raises:
         typer.Exit: With 1, 2 or 3 when the work failed, as the error says.
     """
-    set_up_logging()
     try:
+        set_up_logging()
         if as_json and not stderr.is_terminal:
             summary = work(Silent())
         else:

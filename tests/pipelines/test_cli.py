@@ -98,6 +98,15 @@ def test_a_place_that_cannot_be_written_is_one_clear_message(
     assert str(tmp_path / "file") in json.loads(result.stdout)["error"]["message"]
 
 
+def test_a_log_level_that_is_none_is_one_clear_message(
+    invoke: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAG_FTI_LOG_LEVEL", "loud")
+    result: Result = invoke("status", "--json")  # type: ignore[operator]
+    assert result.exit_code == 2, result.output
+    assert "LOUD" in json.loads(result.stdout)["error"]["message"]
+
+
 def test_a_port_in_use_is_one_clear_message(invoke: object) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -7,13 +7,16 @@ if [ $# -lt 2 ]; then
 fi
 reference=$1 base=$2
 shift 2
-shown=$(rag-fti models show "$reference" --json)
+shown=$(rag-fti models show "$reference" --json) || { printf '%s\n' "$shown" >&2; exit 1; }
 # vLLM takes some ranks only: the next one at or above the adapter's is asked for. It reads no
 # adapter with DoRA or with whole trained modules.
 settings=$(printf '%s' "$shown" | python3 -c '
 import json, pathlib, sys
 
 version = json.load(sys.stdin)
+if "://" in version["path"]:
+    sys.exit("vLLM reads directories, and this version is in an object store: "
+             "rag-fti models export brings it here.")
 adapter = json.loads((pathlib.Path(version["path"]) / "adapter_config.json").read_text())
 if adapter.get("use_dora") or adapter.get("modules_to_save"):
     sys.exit("vLLM cannot load this adapter (DoRA or modules_to_save): "

@@ -98,6 +98,37 @@ def test_unit_files_are_accepted(tmp_path: Path) -> None:
     assert "Unknown" not in done.stderr
 
 
+def serve_with_vllm(tmp_path: Path, reference: str) -> subprocess.CompletedProcess[str]:
+    """Run ``serve.sh`` with a ``vllm`` that prints its arguments."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "vllm").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n', encoding="utf-8")
+    (programs / "rag-fti").write_text(
+        f'#!/bin/sh\nexec {sys.executable} -m pipelines.cli "$@"\n', encoding="utf-8"
+    )
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    return subprocess.run(
+        ["sh", str(DEPLOY / "vllm/serve.sh"), reference, "some/base", "--seed", "1"],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env={
+            **os.environ,
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "RAG_FTI_ROOT": str(tmp_path / "data"),
+        },
+        check=False,
+    )
+
+
+def test_what_keeps_vllm_from_starting_is_said(tmp_path: Path) -> None:
+    done = serve_with_vllm(tmp_path, "assistant@champion")
+    assert done.returncode == 1
+    assert "champion" in done.stderr and "rag-fti train" in done.stderr
+    assert done.stdout == ""
+
+
 @pytest.mark.parametrize(
     ("adapter", "expected"),
     [({"r": 12}, "16"), ({"r": 4}, "8"), ({"r": 64}, "64"), ({"r": 8, "use_dora": True}, None)],
@@ -112,26 +143,7 @@ def test_vllm_is_started_with_a_rank_that_it_takes(
     registry = Registry.open(str(tmp_path / "data" / "registry"))
     version = registry.publish("assistant", files, {})
     registry.set_alias("assistant", "champion", 1, who="t", why="t")
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    (programs / "vllm").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n', encoding="utf-8")
-    (programs / "rag-fti").write_text(
-        f'#!/bin/sh\nexec {sys.executable} -m pipelines.cli "$@"\n', encoding="utf-8"
-    )
-    for program in programs.iterdir():
-        program.chmod(0o755)
-    done = subprocess.run(
-        ["sh", str(DEPLOY / "vllm/serve.sh"), "assistant@champion", "some/base", "--seed", "1"],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        env={
-            **os.environ,
-            "PATH": f"{programs}:{os.environ['PATH']}",
-            "RAG_FTI_ROOT": str(tmp_path / "data"),
-        },
-        check=False,
-    )
+    done = serve_with_vllm(tmp_path, "assistant@champion")
     if expected is None:
         assert done.returncode == 1
         assert "models merge" in done.stderr

@@ -1,6 +1,6 @@
 // Talking to the server: the key, errors as one type, and server-sent events.
 
-const KEY = "rag-fti.key";
+import { remembered } from "./storage.js";
 
 /** What went wrong, in words for the reader. */
 export class ApiError extends Error {
@@ -16,11 +16,7 @@ export class ApiError extends Error {
   }
 }
 
-export const key = {
-  get: () => sessionStorage.getItem(KEY) || "",
-  set: (value) => sessionStorage.setItem(KEY, value),
-  forget: () => sessionStorage.removeItem(KEY),
-};
+export const key = remembered("sessionStorage", "rag-fti.key");
 
 let askForKey = async () => false;
 let asking = null;

@@ -7,6 +7,7 @@ import { showBeginning } from "./examples.js";
 import { createKeyDialog } from "./key.js";
 import { createPicker } from "./models.js";
 import { createPanel } from "./source.js";
+import { remembered } from "./storage.js";
 import { createUpload } from "./upload.js";
 
 const touch = matchMedia("(pointer: coarse)");
@@ -94,10 +95,11 @@ addEventListener("keydown", (event) => {
 });
 
 const theme = byId("theme");
+const chosenTheme = remembered("localStorage", "rag-fti.theme"); // read by theme.js
 const isDark = () => document.documentElement.dataset.theme === "dark";
 theme.addEventListener("click", () => {
   const next = isDark() ? "light" : "dark";
-  localStorage.setItem("rag-fti.theme", next);
+  chosenTheme.set(next);
   document.documentElement.dataset.theme = next;
 });
 const showTheme = () => theme.setAttribute("aria-pressed", String(isDark()));

@@ -40,7 +40,7 @@ export function createKeyDialog() {
   });
   byId("key-cancel").addEventListener("click", () => dialog.close());
   forget.addEventListener("click", () => {
-    key.forget();
+    key.set("");
     dialog.close();
   });
   dialog.addEventListener("close", () => {

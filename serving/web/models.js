@@ -2,8 +2,9 @@
 
 import { request } from "./api.js";
 import { byId, element } from "./dom.js";
+import { remembered } from "./storage.js";
 
-const CHOICE = "rag-fti.model";
+const choice = remembered("sessionStorage", "rag-fti.model");
 
 /** Build the picker around the select in index.html. */
 export function createPicker() {
@@ -13,7 +14,7 @@ export function createPicker() {
   async function refresh() {
     const body = await (await request("v1/models")).json();
     models = body.data;
-    const wanted = select.disabled ? sessionStorage.getItem(CHOICE) : select.value;
+    const wanted = select.disabled ? choice.get() : select.value;
     const aliases = distinct(models.filter(isAlias));
     const versions = models.filter((model) => !isAlias(model));
     select.replaceChildren(
@@ -26,7 +27,7 @@ export function createPicker() {
     select.disabled = false;
   }
 
-  select.addEventListener("change", () => sessionStorage.setItem(CHOICE, select.value));
+  select.addEventListener("change", () => choice.set(select.value));
 
   return {
     refresh,

@@ -99,6 +99,7 @@ def visit(browser: Any) -> Iterator[Any]:
         *,
         size: dict[str, int] | None = None,
         ready: bool = True,
+        script: str = "",
         **options: Any,
     ) -> Tab:
         url = server if isinstance(server, str) else server.url
@@ -113,6 +114,8 @@ def visit(browser: Any) -> Iterator[Any]:
         )
         page.on("pageerror", lambda e: tab.problems.append(str(e)))
         page.on("request", lambda r: tab.requests.append(r.url))
+        if script:
+            page.add_init_script(script)
         page.goto(url + "/")
         if ready:
             page.locator("#model:enabled").wait_for()
@@ -732,6 +735,22 @@ def test_less_motion_where_it_is_asked_for(start: Start, visit: Any) -> None:
     tab.page.locator(".answer.running").wait_for()
     moving = "document.getAnimations().filter((a) => a.playState === 'running').length"
     assert tab.page.evaluate(moving) == 0
+
+
+NO_STORAGE = """for (const name of ["localStorage", "sessionStorage"]) {
+  const get = () => { throw new DOMException("storage is switched off", "SecurityError"); };
+  Object.defineProperty(window, name, { get });
+}"""
+
+
+def test_a_browser_that_refuses_storage_works_all_the_same(start: Start, visit: Any) -> None:
+    page = visit(start(), script=NO_STORAGE, ready=False).page
+    page.locator("#model:enabled").wait_for()
+    page.locator("#question").fill(QUESTION)
+    page.keyboard.press("Enter")
+    page.locator(".answer-foot").wait_for()
+    page.get_by_role("button", name="Dark mode").click()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
 
 def test_the_page_runs_under_a_strict_policy(start: Start, visit: Any) -> None:

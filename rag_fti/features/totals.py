@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 _MOST_NEAR_DUPLICATES = 100
@@ -57,6 +57,12 @@ class IngestTotals:
     def note_near_duplicates(self, found: Iterable[NearDuplicate]) -> None:
         """Keep the first pairs that were found."""
         self.near_duplicates = [*self.near_duplicates, *found][:_MOST_NEAR_DUPLICATES]
+
+    def forget_near_duplicates(self, gone: Callable[[str], bool]) -> None:
+        """Leave out pairs with a document that is gone, such as a moved file's old place."""
+        self.near_duplicates = [
+            pair for pair in self.near_duplicates if not (gone(pair.source) or gone(pair.like))
+        ]
 
     @property
     def changed(self) -> bool:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from rag_fti import schemas
+from rag_fti import ids, schemas
 from rag_fti.feature_store import FeatureStore, sql_in
 from rag_fti.features.batches import Batch, check_batch, chunk_rows, document_rows
 from rag_fti.features.chunking import Chunker
@@ -116,6 +116,9 @@ class Writer:
         if self._deletions:
             gone, self._deletions = self._deletions, []
             self._totals.chunks_deleted += self._store.delete_documents(gone)
+            self._totals.forget_near_duplicates(
+                lambda source: ids.document_id(self._collection, source) in gone
+            )
         self._write_sources(loading)
 
     def _write(self, batch: Batch) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import lancedb
+import pytest
 
 from pipelines import ingest
 from pipelines.commands.features import render_ingest
@@ -39,6 +40,22 @@ def test_near_duplicates_are_reported_within_a_batch_and_against_the_store(
         ("docs/late.md", "docs/doc-1.md"),
         ("docs/late.md", "docs/same.md"),
     }
+
+
+@pytest.mark.parametrize("edit", ["", "\nThe end.\n"])
+@pytest.mark.parametrize("earlier_run", [True, False])
+def test_a_moved_file_is_not_like_its_old_place_that_is_pruned(
+    store: FeatureStore, edit: str, earlier_run: bool
+) -> None:
+    write_corpus(Path("docs"), documents=3)
+    make_ingestor(store).ingest(["docs"])
+    moved = Path("docs/doc-1.md").rename("docs/moved.md")
+    moved.write_text(moved.read_text() + edit)
+    if earlier_run:
+        make_ingestor(store).ingest(["docs"])
+    totals = make_ingestor(store).ingest(["docs"], prune=True)
+    assert totals.deleted == 1
+    assert totals.near_duplicates == []
 
 
 def test_documents_of_other_collections_and_empty_ones_are_left_out(store: FeatureStore) -> None:

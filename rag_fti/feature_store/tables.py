@@ -25,6 +25,11 @@ without it both would insert."""
 
 _KEYS = {"documents": "document_id", "chunks": "chunk_id"}
 _FOREIGN_ERRORS = (ValueError, RuntimeError, OSError, pa.ArrowException)
+_CUT_SHORT = "failed to fill whole buffer"
+_RESTORE = (
+    "A file of the feature store is cut short: restore the store from a copy; without one, move "
+    "it away and ingest again."
+)
 _MAX_CHECKED_OUT = 8
 _STATE_BYTES = 64
 _INDEX_CACHE_BYTES = 1024**3
@@ -49,6 +54,8 @@ def mapped_errors(action: str, *, next_step: str = "") -> Iterator[None]:
     try:
         yield
     except _FOREIGN_ERRORS as error:
+        if _CUT_SHORT in str(error):
+            next_step = _RESTORE
         raise StoreError(f"Cannot {action}: {error}", next_step=next_step) from error
 
 

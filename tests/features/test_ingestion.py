@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rag_fti import ids
-from rag_fti.errors import IncompatibleArtifact
+from rag_fti.errors import IncompatibleArtifact, StoreError
 from rag_fti.feature_store import FeatureStore
 from rag_fti.features.ingestion import recipe_digest
 from rag_fti.features.loading import LoadTask
@@ -328,3 +328,13 @@ def test_an_archive_with_two_members_of_one_name(store: FeatureStore) -> None:
     totals = make_ingestor(store).ingest(["a.zip"])
     assert totals.added == 1
     assert "twice" in totals.failures["a.zip!/a.md"]
+
+
+def test_a_store_with_a_file_cut_short_says_what_to_do(store: FeatureStore) -> None:
+    write_corpus(Path("docs"), documents=1)
+    make_ingestor(store).ingest(["docs"])
+    for file in Path(store.uri).glob("chunks.lance/data/*.lance"):
+        os.truncate(file, 40)
+    with pytest.raises(StoreError) as caught:
+        FeatureStore.open(store.uri).chunks()
+    assert "restore the store from a copy" in caught.value.next_step

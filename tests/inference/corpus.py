@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,7 +59,7 @@ class FirstSentence:
         self.model = name
         self.context_window = 2000
         self.delay = delay
-        self.requests: list[GenerationRequest] = []
+        self.requests: deque[GenerationRequest] = deque(maxlen=100)  # a soak asks many thousands
         self.cancelled = 0
         self.closed = False
 

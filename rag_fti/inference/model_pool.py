@@ -42,7 +42,7 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a name does not answer with the version it should."""
+    """Why a name does not answer with the version it should, or not at all."""
 
     reason: str
 
@@ -151,10 +151,19 @@ class ModelPool:
                 self._fail(name, error)
 
     def failures(self) -> Mapping[str, Failure]:
-        """Names that do not answer with the version they should, and why."""
+        """Names that do not answer with the version they should, or not at all, and why."""
         with self._lock:
             served = {DEFAULT, *self._names}  # a name that made room for others is well again
-            return {name: why for name, why in dict(self._failures).items() if name in served}
+            found = {name: why for name, why in dict(self._failures).items() if name in served}
+            generators = {
+                name: self._loaded[key].engine.served.generator
+                for name, key in self._names.items()
+                if key in self._loaded
+            }
+        for name, generator in generators.items():
+            if problem := getattr(generator, "problem", ""):
+                found.setdefault(name, Failure(problem))
+        return found
 
     def current(self) -> dict[str, str]:
         """Served names and the models that answer for them now."""

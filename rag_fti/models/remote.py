@@ -65,6 +65,16 @@ class CircuitBreaker:
         self._failures = 0
         self._opened_at = 0.0
         self._trying = False
+        self._reason = ""
+
+    @property
+    def problem(self) -> str:
+        """What the last of too many failures was, until a call is answered; empty when all is well.
+
+        Looking does not take the one try of an open circuit.
+        """
+        with self._lock:
+            return self._reason if self._failures >= self._threshold else ""
 
     def wait_seconds(self) -> float:
         """0 where a call may go out (it must then report), else seconds until the next try."""
@@ -88,10 +98,11 @@ class CircuitBreaker:
         with self._lock:
             self._trying = False
 
-    def failed(self) -> None:
-        """A call was not answered, or with a server error."""
+    def failed(self, reason: str) -> None:
+        """A call was not answered, or with a server error; ``reason`` says which."""
         with self._lock:
             self._failures += 1
+            self._reason = reason
             self._trying = False
             if self._failures >= self._threshold:
                 self._opened_at = self._clock()
@@ -145,6 +156,12 @@ class RemoteGenerator:
     def model(self) -> str:
         """Name as the server knows it."""
         return self._model
+
+    @property
+    def problem(self) -> str:
+        """Why calls are not sent out at present; empty when they are. Asks the server nothing."""
+        problem = self._breaker.problem
+        return f"The server of {self._model} keeps failing: {problem}" if problem else ""
 
     @property
     def context_window(self) -> int:
@@ -339,7 +356,7 @@ class RemoteGenerator:
             async with contextlib.aclosing(response):
                 text = (await response.aread()).decode("utf-8", errors="replace")
         except httpx.HTTPError as error:
-            self._breaker.failed()
+            self._breaker.failed(_named(error))
             return None, _named(error), 0.0
         except asyncio.CancelledError:
             self._breaker.given_up()
@@ -350,7 +367,7 @@ class RemoteGenerator:
             if response.status_code == 429:
                 self._breaker.succeeded()
             else:
-                self._breaker.failed()
+                self._breaker.failed(problem)
             return None, problem, _retry_after(response)
         self._breaker.succeeded()
         raise self._refused(response.status_code, text, problem)

@@ -49,6 +49,11 @@ class Upstream:
         self.thread.start()
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
 
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
     def answer(self, handler: Any, body: dict[str, Any], step: Any) -> None:
         if isinstance(step, tuple):
             status, text, headers = step
@@ -113,9 +118,7 @@ class Upstream:
 def upstream() -> Iterator[Upstream]:
     made = Upstream()
     yield made
-    made.server.shutdown()
-    made.server.server_close()
-    made.thread.join()
+    made.stop()
 
 
 @pytest.fixture
@@ -286,7 +289,7 @@ def test_a_dead_server_is_left_alone_for_a_while() -> None:
 def test_a_try_that_nobody_waited_for_leaves_the_circuit_to_the_next() -> None:
     now = [0.0]
     breaker = CircuitBreaker(threshold=1, cooldown_seconds=5, clock=lambda: now[0])
-    breaker.failed()
+    breaker.failed("boom")
     now[0] = 6.0
     assert breaker.wait_seconds() == 0.0
     assert breaker.wait_seconds() > 0.0
@@ -297,7 +300,7 @@ def test_a_try_that_nobody_waited_for_leaves_the_circuit_to_the_next() -> None:
 def test_one_try_closes_the_circuit_again() -> None:
     now = [0.0]
     breaker = CircuitBreaker(threshold=1, cooldown_seconds=5, clock=lambda: now[0])
-    breaker.failed()
+    breaker.failed("boom")
     assert breaker.wait_seconds() == 5.0
     now[0] = 6.0
     assert breaker.wait_seconds() == 0.0  # one may try,

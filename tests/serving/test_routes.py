@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from rag_fti.inference import ServedModel
+from rag_fti.models.remote import CircuitBreaker, RemoteGenerator
 from rag_fti.registry import Registry
 from tests.inference.corpus import CORPUS, FirstSentence
+from tests.models.test_remote import Upstream
 from tests.serving.conftest import Running, Start
 
 QUESTION = {"messages": [{"role": "user", "content": "Who keeps the cellar key?"}]}
@@ -79,6 +81,32 @@ def test_health_version_and_metrics(start: Start) -> None:
         'rag_fti_model_info{model="first-sentence",name="default"} 1.0',
     ):
         assert line in text, line
+
+
+def test_readiness_tells_of_a_dead_engine_without_asking_it(start: Start) -> None:
+    upstream = Upstream()
+    now = [0.0]
+    breaker = CircuitBreaker(threshold=2, cooldown_seconds=10, clock=lambda: now[0])
+    engine = RemoteGenerator(base_url=upstream.url, model="big", retries=0, breaker=breaker)
+    try:
+        with start(engine).client() as client:
+            upstream.plan = [(500, "out of memory", {})] * 2
+            states = []
+            for _ in range(2):
+                states.append(client.get("/health/ready").json()["status"])
+                assert client.post("/v1/chat/completions", json=QUESTION).status_code == 503
+            assert states == ["ready", "ready"]
+            for now[0] in (1.0, 11.0):  # while the circuit is open, and when one call may try
+                ready = client.get("/health/ready")
+                assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+                assert "out of memory" in ready.json()["problems"]["model default"]
+                assert upstream.url not in ready.text
+            assert "rag_fti_degraded 1.0" in client.get("/metrics").text
+            assert len(upstream.seen) == 2
+            assert client.post("/v1/chat/completions", json=QUESTION).status_code == 200
+            assert client.get("/health/ready").json()["status"] == "ready"
+    finally:
+        upstream.stop()
 
 
 def test_every_request_has_an_id_and_safe_headers(start: Start) -> None:

@@ -44,6 +44,9 @@ CONDENSE_SYSTEM_PROMPT = (
 
 MARKER = re.compile(r"\[(\d{1,3})\]")
 _MARKER_IN_TEXT = re.compile(r"\[(?=\d{1,3}\])(\d{1,3})\]")
+_ABSTAINING = re.compile(
+    rf"({re.escape(ABSTENTION.rstrip('.'))}\.?)(?:\s*\[\d{{1,3}}\])*", re.IGNORECASE
+)
 _TAG_IN_TEXT = re.compile(r"<(?=/?passage\b)", re.IGNORECASE)
 
 
@@ -138,9 +141,19 @@ def says_something(text: str) -> bool:
     return any(character.isalnum() for character in without_markers(text))
 
 
+def without_marked_abstention(text: str) -> str:
+    """A reply without the markers right behind the abstention sentence: it is from no passage."""
+    return _ABSTAINING.sub(r"\1", text)
+
+
 def is_abstention(text: str) -> bool:
-    """Whether a reply is the abstention text (case and outer punctuation aside)."""
-    return ABSTENTION.rstrip(".").casefold() in without_markers(text).casefold()
+    """Whether a reply has the abstention sentence (case aside) and no answer that cites beside it.
+
+    An answer that cites a passage and adds the sentence, for a part it does not know, is an
+    answer.
+    """
+    rest = _ABSTAINING.sub("", text)
+    return rest != text and not (cited_numbers(rest) and says_something(rest))
 
 
 def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:

@@ -30,7 +30,8 @@ ABSTAINED = Settled(text=prompts.ABSTENTION, abstained=True, citations=())
 def settle(reply: str, hits: Sequence[Hit], *, restore: bool) -> Settled:
     """A model's reply with everything in it tied to what was retrieved.
 
-    Markers of passages that were not in the prompt are dropped. A sentence that stands in a
+    Markers of passages that were not in the prompt are dropped, and those of the abstention
+    sentence: an abstention has no citations. A sentence that stands in a
     passage it cites, up to case, accents and spaces, is tied to the exact characters; any other
     to the whole chunk. An answer without markers that stands verbatim in one passage gets that
     passage's marker.
@@ -41,10 +42,10 @@ def settle(reply: str, hits: Sequence[Hit], *, restore: bool) -> Settled:
         restore: Show such a sentence in the words of its passage (for models whose tokenizer
             changes case or accents).
     """
-    text = drop_unknown_markers(reply, known=len(hits)).strip()
-    if not prompts.says_something(text) or is_abstention_start(text):
-        return ABSTAINED
+    text = drop_empty_markers(reply, known=len(hits)).strip()
     abstained = prompts.is_abstention(text)
+    if not prompts.says_something(text) or (abstained and is_abstention_start(text)):
+        return ABSTAINED
     if not prompts.cited_numbers(text) and not abstained:
         text = _with_found_marker(text, hits)
     spans: dict[int, tuple[Hit, Alignment | None]] = {}
@@ -61,20 +62,25 @@ def settle(reply: str, hits: Sequence[Hit], *, restore: bool) -> Settled:
     return Settled(text="".join(pieces).strip(), abstained=abstained, citations=citations)
 
 
-def drop_unknown_markers(text: str, *, known: int) -> str:
-    """``text`` without markers of passages that do not exist."""
+def drop_empty_markers(text: str, *, known: int) -> str:
+    """``text`` without markers of passages that do not exist, or of the abstention sentence."""
     before = None
     while text != before:  # what is left of [[9]9] must not be a marker either
         before = text
         text = _MARKED.sub(
             lambda match: match.group() if 1 <= int(match.group(1)) <= known else "", text
         )
+        text = prompts.without_marked_abstention(text)
     return text
 
 
 def is_abstention_start(text: str) -> bool:
-    """Whether a reply begins with the abstention text."""
-    return text.lstrip().casefold().startswith(prompts.ABSTENTION.rstrip(".").casefold())
+    """Whether a reply begins with the abstention text, its own markers aside."""
+    return (
+        prompts.without_markers(text)
+        .casefold()
+        .startswith(prompts.ABSTENTION.rstrip(".").casefold())
+    )
 
 
 def found_marker(text: str, hits: Sequence[Hit]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rag_fti import prompts
 from rag_fti.errors import InferenceError
-from rag_fti.inference.citations import drop_unknown_markers, is_abstention_start
+from rag_fti.inference.citations import drop_empty_markers, is_abstention_start
 
 # A space may belong to a marker that will be dropped, a bracket may open one, also where a marker
 # inside it is dropped first.
@@ -32,10 +32,13 @@ class AnswerStream:
     def push(self, piece: str) -> str:
         """Take a piece of the reply; return what can be shown now (may be empty)."""
         self._raw += piece
-        text = drop_unknown_markers(self._raw, known=self._known).lstrip()
+        text = drop_empty_markers(self._raw, known=self._known).lstrip()
         text = _UNDECIDED.sub("", text)
         if self._held:
-            may_abstain = _ABSTENTION.startswith(text.casefold()) or is_abstention_start(text)
+            words = prompts.without_markers(text)
+            may_abstain = _ABSTENTION.startswith(words.casefold()) or (
+                is_abstention_start(text) and prompts.is_abstention(text)
+            )
             if may_abstain or not prompts.says_something(text):
                 return ""
             self._held = False

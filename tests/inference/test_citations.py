@@ -81,6 +81,26 @@ def test_abstention_has_one_wording_and_no_citation() -> None:
         assert settled.citations == ()
 
 
+@pytest.mark.parametrize(
+    ("reply", "abstained", "cited"),
+    [
+        (f"Ada keeps the key [1]. {prompts.ABSTENTION}", False, [1]),
+        (f"Ada keeps the key [1]. {prompts.ABSTENTION} [2]", False, [1]),
+        (f"{prompts.ABSTENTION} But Ada keeps the key [1].", False, [1]),
+        (f"Sadly, {prompts.ABSTENTION} [1]", True, []),
+        (f"{prompts.ABSTENTION} Ask Ada.", True, []),
+        (f"[1] {prompts.ABSTENTION}", True, []),
+    ],
+)
+def test_a_cited_answer_beside_the_abstention_sentence_is_an_answer(
+    reply: str, abstained: bool, cited: list[int]
+) -> None:
+    settled = settle(reply, HITS, restore=False)
+    assert settled.abstained == prompts.is_abstention(reply) == abstained
+    assert [citation.marker for citation in settled.citations] == cited
+    assert prompts.cited_numbers(settled.text) == cited
+
+
 @pytest.mark.parametrize("reply", ["[[9]9]", "Ada [[9]9] keeps", "[ [9]9]", "[1 [9]2]", "[12[9]]"])
 def test_markers_inside_markers_are_shown_as_they_end_up(reply: str) -> None:
     shown = AnswerStream(known=2)
@@ -91,7 +111,16 @@ def test_markers_inside_markers_are_shown_as_they_end_up(reply: str) -> None:
 
 
 WORDS = ["Ada", " keeps", " the key", ".", " ", "\n", "[", "1", "]", "[1]", " [2]", "[9", "[12]"]
-START = ["The", " documents do", " not answer this question", "é", "1]", "the documents", " [34]"]
+START = [
+    "The documents do not answer this question.",
+    "The",
+    " documents do",
+    " not answer this question",
+    "é",
+    "1]",
+    "the documents",
+    " [34]",
+]
 PIECES = st.lists(st.sampled_from([*WORDS, *START]), max_size=12)
 
 
@@ -108,6 +137,7 @@ def test_what_is_shown_while_writing_adds_up_to_the_answer(
     text += "".join(shown.finish(settled.text))
     assert text == settled.text
     assert set(prompts.cited_numbers(text)) <= {1, 2}
+    assert not (settled.abstained and prompts.cited_numbers(text))
     for citation in settled.citations:
         assert DOCUMENT[citation.start : citation.end] == citation.text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from rag_fti import prompts
 from rag_fti.protocols import GenerationRequest, Generator, Message
 
 CONDENSED_TOKENS = 64
+_REASONING = re.compile(r".*</think>\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -38,20 +40,22 @@ def condense(
         question: The user's last message.
         history: Earlier user and assistant turns, oldest first.
         mode: ``off`` searches with the question alone; ``previous`` puts the user's previous
-            turn before it; ``model`` lets the generator rewrite it to stand alone.
+            turn before it; ``model`` lets the generator rewrite it to stand alone, and does as
+            ``previous`` where the rewriting comes to no end of its own.
         generator: Used with mode ``model``.
     """
     turns = tuple(history)
     earlier = [turn["content"] for turn in turns if turn["role"] == "user"]
     if not earlier or mode == "off":
         return Condensed(question, question, turns, turns)
-    if mode == "previous":
-        return Condensed(f"{earlier[-1].strip()}\n{question}", question, turns, turns)
-    request = GenerationRequest(
-        messages=tuple(prompts.condense_messages(question, turns)), max_tokens=CONDENSED_TOKENS
-    )
-    rewritten = generator.generate([request])[0].text.strip() or question
-    return Condensed(rewritten, rewritten, (), turns)
+    if mode == "model":
+        request = GenerationRequest(
+            messages=tuple(prompts.condense_messages(question, turns)), max_tokens=CONDENSED_TOKENS
+        )
+        (made,) = generator.generate([request])
+        if made.finish_reason == "stop" and (rewritten := made.text.strip()):
+            return Condensed(rewritten, rewritten, (), turns)
+    return Condensed(f"{earlier[-1].strip()}\n{question}", question, turns, turns)
 
 
 def recent(
@@ -62,7 +66,8 @@ def recent(
 ) -> tuple[Message, ...]:
     """The last turns that fit, oldest first, beginning with a user's turn.
 
-    Answers come without their citation markers, which number passages that are not there any more.
+    Answers come without their citation markers, which number passages that are not there any more,
+    and without what the model thought before them.
 
     Args:
         history: All earlier turns.
@@ -78,4 +83,5 @@ def recent(
 def _unmarked(turn: Message) -> Message:
     if turn["role"] != "assistant":
         return turn
-    return {**turn, "content": prompts.without_markers(turn["content"])}
+    answer = _REASONING.sub("", turn["content"])
+    return {**turn, "content": prompts.without_markers(answer)}

@@ -84,7 +84,7 @@ def test_nothing_found_is_an_abstention_without_asking_the_model(
     generator = FirstSentence()
     answer = build(generator).answer("Who keeps the key?", collections=["empty"])
     assert (answer.abstained, answer.answer, answer.hits) == (True, prompts.ABSTENTION, ())
-    assert generator.requests == []
+    assert not generator.requests
 
 
 def test_collections_and_filters_bound_what_can_be_cited(
@@ -142,6 +142,24 @@ def test_a_model_can_rewrite_the_follow_up(build: Callable[..., Engine]) -> None
     assert answer.answer.startswith("The cellar key is kept by Ada Byrne.")
     assert len(generator.requests[-1].messages) == 2
     assert answer.question == "And its key?"
+
+
+@pytest.mark.parametrize("rewriting", ["Where does the dog " * 40, " "])
+def test_a_rewriting_without_an_end_is_not_asked(
+    build: Callable[..., Engine], rewriting: str
+) -> None:
+    class Rambles(FirstSentence):
+        def reply(self, request: Any) -> str:
+            if request.messages[0]["content"] == prompts.CONDENSE_SYSTEM_PROMPT:
+                return rewriting
+            return super().reply(request)
+
+    history = [{"role": "user", "content": "Where does the ferry leave?"}]
+    rambling, plain = Rambles(), FirstSentence()
+    answer = build(rambling, inference__condense="model").answer("And when?", history=history)
+    expected = build(plain).answer("And when?", history=history)
+    assert answer.hits == expected.hits
+    assert rambling.requests[-1] == plain.requests[-1]
 
 
 def test_the_embedded_model_sees_the_last_question_only(build: Callable[..., Engine]) -> None:

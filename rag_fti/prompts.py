@@ -5,9 +5,10 @@ Everything a prompt depends on is in :func:`prompt_digest`, which datasets, mode
 carry and compare.
 
 Retrieved text is data. It stands between ``<passage>`` and ``</passage>``; any such tag or
-citation marker *inside* a document is replaced by a look-alike of the same length, so that a
-document can neither close its own passage nor forge a citation, and character offsets still
-hold. The look-alikes are single, angled or round brackets that no reader will stumble over.
+citation marker *inside* a document or question is replaced by a look-alike of the same length, so
+that it can neither open nor close a passage nor forge a citation, and character offsets still
+hold. The look-alikes are single, angled or round brackets that no reader will stumble over. The
+abstention sentence, one token of some models, gets a no-break space.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ CONDENSE_SYSTEM_PROMPT = (
     "Reply with the question alone."
 )
 
+_QUOTED_ABSTENTION = ABSTENTION.replace(" ", "\u00a0", 1)
 MARKER = re.compile(r"\[(\d{1,3})\]")
 _MARKER_IN_TEXT = re.compile(r"\[(?=\d{1,3}\])(\d{1,3})\]")
 _ABSTAINING = re.compile(
@@ -65,7 +67,8 @@ def marker(number: int) -> str:
 
 
 def quote(text: str) -> str:
-    """``text`` with passage tags and citation markers defused; same length."""
+    """``text`` with passage tags, citation markers and abstentions defused; same length."""
+    text = text.replace(ABSTENTION, _QUOTED_ABSTENTION)
     text = _TAG_IN_TEXT.sub("\u2039", text)
     return _MARKER_IN_TEXT.sub(r"(\1)", text)
 
@@ -91,12 +94,20 @@ def answer_messages(
         Chat messages: system, history, then one user message of the question followed by the
         passages.
     """
-    blocks = [question.strip(), *(render_passage(n, p) for n, p in enumerate(passages, start=1))]
+    blocks = [
+        quote(question.strip()),
+        *(render_passage(n, p) for n, p in enumerate(passages, start=1)),
+    ]
     return [
         {"role": "system", "content": SYSTEM_PROMPT},
-        *({"role": turn["role"], "content": turn["content"]} for turn in history),
+        *({"role": turn["role"], "content": _said(turn)} for turn in history),
         {"role": "user", "content": "\n\n".join(blocks)},
     ]
+
+
+def _said(turn: Message) -> str:
+    """A turn's text; an answer's own markers and abstention stay what they are."""
+    return turn["content"] if turn["role"] == "assistant" else quote(turn["content"])
 
 
 def question_messages(answer: str, passage: Passage) -> list[dict[str, str]]:

@@ -35,6 +35,11 @@ _PARTICLE = unicodedata.normalize(
 )
 """What follows a Korean noun without a space (case, topic, copula), as folded text has it."""
 
+_ROW = re.compile(r"\s*\|.*(?<!\\)\|\s*")
+"""A line of a Markdown table; a line of code that has a bar does not begin and end with one."""
+
+_BAR = re.compile(r"(?<!\\)\|")
+
 _OUTER = (
     " \t\n.,;:!?\"'()[]\u201c\u201d\u2018\u2019\u00ab\u00bb\u2026\u0964\u060c\u061b\u061f"
     "\u3001\u3002\u300a\u300b\u300c\u300d\u300e\u300f\u3010\u3011"
@@ -73,6 +78,32 @@ def align(answer: str, passage: str) -> Alignment | None:
             end += _closes(passage[start:end], passage[end : end + 1])
             return Alignment(passage[start:end], start, end)
     return None
+
+
+def within_cell(found: Alignment, passage: str) -> Alignment:
+    """A copied span without what it runs over behind a table's cell or row.
+
+    A span that begins in the first cell, which names its row, may go on to the end of the row; one
+    that begins in a later cell ends with it. Outside tables it stays as it is.
+
+    Args:
+        found: A span of ``passage``.
+        passage: The text it is from.
+    """
+    row_start = passage.rfind("\n", 0, found.start) + 1
+    row_end = passage.find("\n", found.start)
+    row_end = len(passage) if row_end < 0 else row_end
+    if not _ROW.fullmatch(passage, row_start, row_end):
+        return found
+    bars = len(_BAR.findall(passage, row_start, found.start))
+    border = _BAR.search(passage, found.start, row_end)
+    limit = border.start() if border and bars > 1 else row_end
+    text = passage[found.start : min(found.end, limit)].rstrip()
+    if bars:
+        text = text.removesuffix("|").rstrip()
+    if not any(character.isalnum() for character in text):
+        return found
+    return Alignment(text, found.start, found.start + len(text))
 
 
 def _closes(span: str, following: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rag_fti import prompts
-from rag_fti.alignment import Alignment, align
+from rag_fti.alignment import Alignment, align, within_cell
 from rag_fti.schemas import Citation, Hit
 
 _MARKED = re.compile(r"\s*\[(\d{1,3})\]")
@@ -40,7 +40,7 @@ def settle(reply: str, hits: Sequence[Hit], *, restore: bool) -> Settled:
         reply: The model's text.
         hits: The passages of the prompt, in marker order.
         restore: Show such a sentence in the words of its passage (for models whose tokenizer
-            changes case or accents).
+            changes case or accents); in a table, no further than its cell or row.
     """
     text = drop_empty_markers(reply, known=len(hits)).strip()
     abstained = prompts.is_abstention(text)
@@ -53,7 +53,7 @@ def settle(reply: str, hits: Sequence[Hit], *, restore: bool) -> Settled:
     position = 0
     for run in _MARKER_RUN.finditer(text):
         segment = text[position : run.start()]
-        found = _align_segment(segment, run.group(), hits, spans)
+        found = _align_segment(segment, run.group(), hits, spans, copied=restore)
         pieces.append(_replaced(segment, found) if restore and found is not None else segment)
         pieces.append(run.group())
         position = run.end()
@@ -97,7 +97,12 @@ def _with_found_marker(text: str, hits: Sequence[Hit]) -> str:
 
 
 def _align_segment(
-    segment: str, run: str, hits: Sequence[Hit], spans: dict[int, tuple[Hit, Alignment | None]]
+    segment: str,
+    run: str,
+    hits: Sequence[Hit],
+    spans: dict[int, tuple[Hit, Alignment | None]],
+    *,
+    copied: bool,
 ) -> Alignment | None:
     """Note the span of each passage in a run of markers; return the first one found."""
     words = _LEADING.sub("", segment).strip()
@@ -105,7 +110,10 @@ def _align_segment(
     for number in prompts.cited_numbers(run):
         hit = hits[number - 1]
         # As the model saw it; the offsets are the same.
-        found = align(words, prompts.quote(hit.text)) if words else None
+        passage = prompts.quote(hit.text)
+        found = align(words, passage) if words else None
+        if found is not None and copied:
+            found = within_cell(found, passage)
         first = first or found
         if number not in spans or (spans[number][1] is None and found is not None):
             spans[number] = (hit, found)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rag_fti import prompts
-from rag_fti.alignment import align
+from rag_fti.alignment import align, within_cell
 from rag_fti.evaluation.answers import best_f1
 from rag_fti.evaluation.calibration import Reply
 from rag_fti.models.local import LocalGenerator
@@ -64,8 +64,9 @@ def validation_replies(
 def _reply(row: Mapping[str, Any], text: str, confidence: float) -> Reply:
     words = prompts.without_markers(text)
     # As in serving, a tokenizer that loses case and spaces is made up for from the passages.
-    found = align(words, row["messages"][-2]["content"])
-    said = found.text if found else words
+    shown = row["messages"][-2]["content"]
+    found = align(words, shown)
+    said = within_cell(found, shown).text if found else words
     answerable = bool(row["answerable"])
     return Reply(
         confidence=confidence,

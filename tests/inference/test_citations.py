@@ -101,6 +101,48 @@ def test_a_cited_answer_beside_the_abstention_sentence_is_an_answer(
     assert prompts.cited_numbers(settled.text) == cited
 
 
+TABLE = """Ships and their loads:
+
+| Ship | Load | Crew | Flag |
+|---|---|---|---|
+| RV Great Mercy | 13,800 | 11,200 | A \\| B |
+| RV Small Mercy | 900 | 3 | C |
+
+def crew(name: str | None) -> int | None:
+    return None
+"""
+
+
+@pytest.mark.parametrize(
+    ("reply", "shown"),
+    [
+        ("13, 800 | 11, 200 | a \\ | b | | rv small mercy", "13,800"),
+        ("13, 800 |", "13,800"),
+        ("a \\ | b | | rv small", "A \\| B"),
+        (
+            "great mercy | 13, 800 | 11, 200 | a \\ | b | | rv",
+            "Great Mercy | 13,800 | 11,200 | A \\| B",
+        ),
+        ("3 | c | def crew ( name : str | none )", "3"),
+        ("name : str | none ) - > int | none", "name: str | None) -> int | None"),
+        ("loads : | ship | load", "loads:\n\n| Ship | Load"),
+    ],
+)
+def test_a_copied_answer_ends_with_its_cell_or_row(reply: str, shown: str) -> None:
+    held = replace(hit("t", 0.5), start=10, end=10 + len(TABLE), text=TABLE)
+    settled = settle(f"{reply} [1]", [held], restore=True)
+    assert settled.text == f"{shown} [1]"
+    (citation,) = settled.citations
+    assert citation.text == TABLE[citation.start - 10 : citation.end - 10] == shown
+
+
+def test_a_model_that_writes_a_table_may_copy_its_rows() -> None:
+    held = replace(hit("t", 0.5), start=0, end=len(TABLE), text=TABLE)
+    rows = TABLE[TABLE.index("| RV Great") : TABLE.index("\n\ndef")]
+    settled = settle(f"{rows} [1]", [held], restore=False)
+    assert (settled.text, settled.citations[0].text) == (f"{rows} [1]", rows)
+
+
 @pytest.mark.parametrize("reply", ["[[9]9]", "Ada [[9]9] keeps", "[ [9]9]", "[1 [9]2]", "[12[9]]"])
 def test_markers_inside_markers_are_shown_as_they_end_up(reply: str) -> None:
     shown = AnswerStream(known=2)

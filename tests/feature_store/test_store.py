@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import threading
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -269,9 +268,7 @@ def test_who_asks_for_the_newest_state_waits_for_no_writer(store: FeatureStore, 
     before = store.snapshot()
     with Path(store.uri, ".lock").open("r+") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)  # a purge that works for minutes
-        started = time.monotonic()
-        assert store.snapshot() == before
-        assert time.monotonic() - started < 1
+        assert store.snapshot() == before  # or it never comes back
     put("b.md", ["blue."])
     Path(store.uri, ".lock").write_text(before)  # a writer that was killed at work
     assert store.snapshot() != before

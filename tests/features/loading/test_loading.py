@@ -5,7 +5,6 @@ import io
 import json
 import os
 import tarfile
-import time
 import zipfile
 from pathlib import Path
 
@@ -333,11 +332,9 @@ def test_a_parser_that_takes_too_long_is_killed_and_the_next_file_is_read(tmp_pa
     slow.write_bytes(stream.getvalue())
     (tmp_path / "next.pdf").write_bytes(pdf("next"))
     tasks = [LoadTask(name, path=tmp_path / name) for name in ("slow.pdf", "next.pdf")]
-    started = time.monotonic()
     with LoaderPool(workers=1, limits=Limits(parse_timeout_seconds=0.5)) as pool:
         results = dict((task.source, result) for task, result in pool.load_all(tasks))
     assert "took longer than 0.5 s" in results["slow.pdf"].reason
-    assert time.monotonic() - started < 60
 
 
 def test_a_worker_that_dies_costs_one_file(tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ class Stopwatch:
 
 def ours(folder: Path, work: Path, backend: str = "torch", dtype: str = "auto") -> None:
     """Ingest with this project, then again unchanged."""
+    import rag_fti.feature_store  # noqa: F401 - imports LanceDB, as the peers have their stores
     from pipelines import ingest
     from rag_fti.config import load_settings
     from rag_fti.models.embedder import build_embedder

@@ -75,8 +75,8 @@ def preference_loss(beta: float) -> Loss:
 
     def loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
         policy = completion_log_probabilities(model, batch)
-        with torch.no_grad(), model.disable_adapter():
-            reference = completion_log_probabilities(model, batch)
+        # Several processes train a wrapped model, which has no disable_adapter.
+        reference = reference_log_probabilities(getattr(model, "module", model), batch)
         chosen, rejected = (policy - reference).chunk(2)
         return -functional.logsigmoid(beta * (chosen - rejected)).mean()
 
@@ -95,6 +95,21 @@ def completion_log_probabilities(model: Any, batch: Mapping[str, Tensor]) -> Ten
     return (picked * counted).sum(dim=1)
 
 
+def reference_log_probabilities(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """What the base model gives each row's completion, without dropout or gradients.
+
+    Returns:
+        float32 of shape ``(rows,)``, in nats.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), model.disable_adapter():
+            return completion_log_probabilities(model, batch)
+    finally:
+        model.train(was_training)
+
+
 def preference_accuracy(model: Any, rows: Sequence[Row], *, pad_token_id: int) -> float:
     """Share of pairs whose chosen reply gained more over the reference than the rejected one."""
     device = next(model.parameters()).device
@@ -106,8 +121,7 @@ def preference_accuracy(model: Any, rows: Sequence[Row], *, pad_token_id: int) -
             for row in rows:
                 batch = {k: v.to(device) for k, v in PairBatches(pad_token_id)([row]).items()}
                 policy = completion_log_probabilities(model, batch)
-                with model.disable_adapter():
-                    reference = completion_log_probabilities(model, batch)
+                reference = reference_log_probabilities(model, batch)
                 chosen, rejected = (policy - reference).chunk(2)
                 right += int((chosen > rejected).sum())
     finally:

@@ -65,6 +65,32 @@ def test_an_untrained_adapter_has_the_loss_of_a_coin(tiny_llama: Path) -> None:
     assert loss.item() == pytest.approx(0.6931, abs=1e-3)
 
 
+def test_the_reference_drops_nothing_out(tiny_llama: Path) -> None:
+    from rag_fti.training.adapter import add_adapter
+
+    tokenizer = load_tokenizer(tiny_llama)
+    rows, _ = encode_pairs(pairs(4), tokenizer, end_token_id=end_token(tokenizer), max_tokens=2048)
+    batch = PairBatches(0)(rows)
+    base = load_causal_lm(tiny_llama)
+    with torch.no_grad():
+        expected = completion_log_probabilities(base, batch)
+    for layer in base.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model = add_adapter(
+        base, rank=4, alpha=8, dropout=0.0, targets="all-linear",
+        last_layers=0, dora=False, rslora=False, quantized=False, gradient_checkpointing=False,
+    )  # fmt: skip
+    model.train()
+    torch.manual_seed(0)
+    policy = completion_log_probabilities(model, batch)
+    chosen, rejected = (policy - expected).chunk(2)
+    wanted = -torch.nn.functional.logsigmoid(0.1 * (chosen - rejected)).mean()
+    torch.manual_seed(0)
+    loss = preference_loss(0.1)(model, batch)
+    assert loss.item() == pytest.approx(wanted.item(), abs=1e-5)
+    assert model.training and all(layer.training for layer in base.model.layers)
+
+
 def test_preferences_are_learnt(tiny_llama: Path, tmp_path: Path) -> None:
     options = JobOptions(
         device="cpu", dtype="float32", objective="dpo", batch_size=4, max_steps=12, samples=0,

@@ -50,8 +50,12 @@ class TrainingConfig(Section):
     """How dearly a departure from the base model is paid in preference optimisation."""
     epochs: Annotated[float, Field(gt=0, le=1000)] = 2.0
     """Passes over the training split."""
+    min_steps: Annotated[int, Field(ge=1)] = 20
+    """Least optimizer steps where ``epochs`` says how many: a small dataset is passed over more
+    often, and the run does not stop early before. After fewer, the loss tells little of whether
+    anything was learnt."""
     max_steps: Annotated[int, Field(ge=0)] = 0
-    """Optimizer steps; 0 derives them from ``epochs``."""
+    """Optimizer steps; 0 derives them from ``epochs`` and ``min_steps``."""
     learning_rate: Annotated[float, Field(gt=0, lt=1)] = 5e-4
     """Peak learning rate."""
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05

@@ -5,6 +5,7 @@ Weights are read from safetensors only (never pickle) and no code from a model r
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
 EMBEDDED_DIRECTORY = Path("data/models/rag-fti-reader")
+ORIGIN = "rag_fti_origin.json"
+"""In a copy of a base model, as training bundles hold one: what it is a copy of."""
 
 FALLBACK_CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
@@ -34,7 +37,7 @@ class BaseModel:
     """A base model that is on this machine."""
 
     reference: str
-    """As configured: ``embedded``, a hub id or a directory."""
+    """As configured: ``embedded``, a hub id or a directory; of a copy, that of the original."""
     revision: str
     """Hub commit; empty for a directory."""
     location: Path
@@ -73,6 +76,9 @@ def resolve_base_model(reference: str, *, revision: str | None = None) -> BaseMo
             next_step="Save the model with save_pretrained(); pickled weights are not read.",
         )
     digest = ids.digest_of_files(weights, root=location)
+    if (location / ORIGIN).is_file():
+        origin = json.loads((location / ORIGIN).read_text(encoding="utf-8"))
+        reference, commit = origin["reference"], origin["revision"]
     return BaseModel(reference, commit, location, digest)
 
 

@@ -15,6 +15,7 @@ import yaml
 from rag_fti.datasets import DatasetVersion
 from rag_fti.errors import TrainingError
 from rag_fti.files import write_json_atomic
+from rag_fti.models.causal import ORIGIN
 
 BUNDLE = "bundle.json"
 _LOCKED = (
@@ -123,6 +124,8 @@ def write_bundle(
         shutil.copytree(dataset.path, building / "dataset")
         if base_location is not None:
             shutil.copytree(base_location, building / "base-model")
+            # What is published there names the model as it is called here.
+            write_json_atomic(building / "base-model" / ORIGIN, dict(base_model))
         config = {
             "storage": {"root": "output", "registry": "output/registry"},
             "retrieval": dict(retrieval),

@@ -49,6 +49,10 @@ class Schedule:
     """Steps of one pass over the rows."""
     evaluate_every: int
     """Steps between validation runs; 0 for never."""
+    least_steps: int = 0
+    """Steps before which a run does not stop early."""
+    epochs: float = 0.0
+    """Passes over the rows that ``steps`` make."""
 
     @property
     def rows_per_step(self) -> int:
@@ -65,9 +69,12 @@ def plan_schedule(
     epochs: float,
     max_steps: int,
     evaluations_per_epoch: int,
+    min_steps: int = 1,
     processes: int = 1,
 ) -> Schedule:
     """Turn a batch size in examples into rows and steps.
+
+    A step takes at most one pass over the rows.
 
     Args:
         rows: Rows of the training split after packing.
@@ -77,18 +84,27 @@ def plan_schedule(
         epochs: Passes over the rows.
         max_steps: Steps; 0 derives them from ``epochs``.
         evaluations_per_epoch: Validation runs per pass; 0 for none.
+        min_steps: Least steps where they are derived from ``epochs``.
         processes: Processes that share the rows.
     """
     per_row = examples / rows
-    rows_per_step = max(1, round(batch_size / per_row))
+    rows_per_step = max(1, min(round(batch_size / per_row), math.ceil(rows / processes)))
     wanted = max(1, round((micro_batch_size or batch_size) / per_row))
     micro = min(wanted, rows_per_step)
     accumulation = math.ceil(rows_per_step / micro)
     micro = math.ceil(rows_per_step / accumulation)  # 2 times 3 rows rather than 4 and 4 for 6
-    per_epoch = max(1, math.ceil(rows / (micro * accumulation * processes)))
-    steps = max_steps or max(1, math.ceil(per_epoch * epochs))
-    every = max(1, per_epoch // evaluations_per_epoch) if evaluations_per_epoch else 0
-    return Schedule(micro, accumulation, steps, per_epoch, every)
+    per_step = micro * accumulation * processes
+    per_epoch = math.ceil(rows / per_step)
+    steps = max_steps or max(min_steps, math.ceil(per_epoch * epochs))
+    return Schedule(
+        micro_rows=micro,
+        accumulation=accumulation,
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        evaluate_every=max(1, per_epoch // evaluations_per_epoch) if evaluations_per_epoch else 0,
+        least_steps=0 if max_steps else min_steps,
+        epochs=steps * per_step / rows,
+    )
 
 
 @dataclass(frozen=True)
@@ -276,7 +292,7 @@ def _ended(checkpoint: Path, schedule: Schedule, options: FitOptions) -> Trainer
     """The state in a checkpoint after which nothing is left to train, else None."""
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     _, since = _best_evaluation(state.log_history)
-    early = 0 < options.early_stopping <= since
+    early = 0 < options.early_stopping <= since and state.global_step >= schedule.least_steps
     return state if early or state.global_step >= schedule.steps else None
 
 
@@ -414,7 +430,8 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             f"{' (best so far)' if best_step == state.global_step else ''}"
         )
         control.should_save = True
-        if self._options.early_stopping and since >= self._options.early_stopping:
+        enough = state.global_step >= self._schedule.least_steps
+        if enough and 0 < self._options.early_stopping <= since:
             self.stopped = True
             control.should_training_stop = True
 

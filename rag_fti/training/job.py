@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +15,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rag_fti.errors import ConfigError, TrainingError
-from rag_fti.models.causal import load_causal_lm, load_tokenizer
+from rag_fti.files import write_json_atomic
+from rag_fti.models.causal import EMBEDDED, load_causal_lm, load_tokenizer
 from rag_fti.models.hardware import pick_device, pick_dtype
 from rag_fti.progress import Progress
 from rag_fti.training.adapter import add_adapter, parameter_counts, quantization
 from rag_fti.training.batches import Row
 from rag_fti.training.examples import EncodedRows, encode_rows, end_token
-from rag_fti.training.fitting import FitOptions, FitResult, OutOfMemory, fit, plan_schedule
+from rag_fti.training.fitting import (
+    FitOptions,
+    FitResult,
+    OutOfMemory,
+    Schedule,
+    fit,
+    plan_schedule,
+)
 from rag_fti.training.packing import padded_order
 from rag_fti.training.preferences import (
     PairBatches,
@@ -44,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 _CPU_ROWS = 4
 _EMBEDDED_LAYERS = 2
+_FITS = "fits.json"
+"""Beside the checkpoints: the examples per forward pass that fit into memory."""
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -70,6 +83,7 @@ class JobOptions:
     dpo_beta: float = 0.1
     quantize: str = "none"
     epochs: float = 3.0
+    min_steps: int = 1
     max_steps: int = 0
     learning_rate: float = 5e-4
     warmup_share: float = 0.05
@@ -92,14 +106,18 @@ class JobOptions:
     trackers: tuple[str, ...] = ()
 
 
-def configured_options(config: TrainingConfig) -> JobOptions:
+def configured_options(config: TrainingConfig, *, base_reference: str) -> JobOptions:
     """A configuration section as options.
 
     Of the embedded base model only the last layers are trained where nothing is said of them.
+
+    Args:
+        config: The section.
+        base_reference: What the base model is called; that of a copy is its original's.
     """
     lora = config.lora.model_dump()
     if lora["last_layers"] is None:
-        lora["last_layers"] = _EMBEDDED_LAYERS if config.base_model == "embedded" else 0
+        lora["last_layers"] = _EMBEDDED_LAYERS if base_reference == EMBEDDED else 0
     shared = {
         name: getattr(config, name) for name in JobOptions.__dataclass_fields__ if name != "lora"
     }
@@ -225,6 +243,7 @@ def run_job(
         liger=options.liger,
         quantize=options.quantize,
         objective=options.objective,
+        steps_note=_added_passes(run.schedule, options),
     )
     samples = [
         Sample(row["question"], row["messages"][-1]["content"], old, new)
@@ -277,7 +296,10 @@ def _fit_within_memory(
     resume: bool,
     progress: Progress,
 ) -> tuple[PreparedRun, FitResult]:
-    """Fit; with ``auto_batch_size``, start over with half the rows whenever memory runs out."""
+    """Fit; with ``auto_batch_size``, start over with half the rows whenever memory runs out.
+
+    What fitted is kept beside the checkpoints: a resumed run has the same order of the examples.
+    """
     initial = {
         name: value.detach().cpu().clone()
         for name, value in model.named_parameters()
@@ -285,6 +307,9 @@ def _fit_within_memory(
     }
     most = options.batch_size if device == "cuda" else min(_CPU_ROWS, options.batch_size)
     micro = options.micro_batch_size or most
+    found = work / _FITS
+    if resume and options.auto_batch_size and found.is_file():
+        micro = int(json.loads(found.read_text(encoding="utf-8"))["micro_batch_size"])
     while True:
         run = prepare(
             data.examples,
@@ -296,11 +321,14 @@ def _fit_within_memory(
             batch_size=options.batch_size,
             micro_batch_size=micro,
             epochs=options.epochs,
+            min_steps=options.min_steps,
             max_steps=options.max_steps,
             evaluations_per_epoch=options.evaluations_per_epoch if held.examples else 0,
             seed=options.seed,
             processes=int(os.environ.get("WORLD_SIZE", "1")),
         )
+        if note := _added_passes(run.schedule, options):
+            progress.note(note)
         try:
             return run, fit(
                 model,
@@ -317,7 +345,10 @@ def _fit_within_memory(
             if not options.auto_batch_size or error.micro_rows == 1:
                 raise
             micro = max(1, micro // 2)
-            resume = False  # checkpoints belong to another order of the examples
+        if os.environ.get("RANK", "0") == "0":
+            shutil.rmtree(work)  # checkpoints belong to another order of the examples
+            write_json_atomic(found, {"micro_batch_size": micro})
+        resume = True  # keeps what was found; there is nothing else to go on from
         progress.note(f"Out of memory: starting over with {micro} examples per forward pass.")
         _start_over(model, initial, device)
 
@@ -346,10 +377,13 @@ def _fit_pairs(
         batch_size=options.batch_size,
         micro_batch_size=options.micro_batch_size,
         epochs=options.epochs,
+        min_steps=options.min_steps,
         max_steps=options.max_steps,
         evaluations_per_epoch=0,
         processes=int(os.environ.get("WORLD_SIZE", "1")),
     )
+    if note := _added_passes(schedule, options):
+        progress.note(note)
     passes = -(-schedule.steps // schedule.steps_per_epoch)
     lengths = [max(map(len, pair)) for pair in pairs]
     order = [
@@ -372,6 +406,17 @@ def _fit_pairs(
         loss=preference_loss(options.dpo_beta),
     )
     return run, result
+
+
+def _added_passes(schedule: Schedule, options: JobOptions) -> str:
+    """Why a run has more passes than configured; empty if it has not."""
+    configured = math.ceil(schedule.steps_per_epoch * options.epochs)
+    if options.max_steps or configured >= schedule.steps:
+        return ""
+    return (
+        f"a small dataset: training.epochs={options.epochs:g} would be {configured} optimizer "
+        f"steps, training.min_steps makes it {schedule.steps} in {schedule.epochs:.0f} passes"
+    )
 
 
 def _start_over(model: Any, initial: Mapping[str, torch.Tensor], device: str) -> None:

@@ -41,6 +41,7 @@ def prepare(
     max_steps: int,
     evaluations_per_epoch: int,
     seed: int,
+    min_steps: int = 1,
     processes: int = 1,
 ) -> PreparedRun:
     """Lay out a run.
@@ -58,6 +59,7 @@ def prepare(
         max_steps: Steps; 0 derives them from ``epochs``.
         evaluations_per_epoch: Validation runs per pass.
         seed: Seed of the order.
+        min_steps: Least steps where they are derived from ``epochs``.
         processes: Processes that share the rows.
     """
     packed = packing and capabilities.packing
@@ -76,6 +78,7 @@ def prepare(
         epochs=epochs,
         max_steps=max_steps,
         evaluations_per_epoch=evaluations_per_epoch,
+        min_steps=min_steps,
         processes=processes,
     )
     passes = max(1, math.ceil(schedule.steps / schedule.steps_per_epoch))
@@ -129,5 +132,6 @@ def describe(run: PreparedRun, capabilities: Capabilities, **switches: Any) -> d
         "micro_rows": run.schedule.micro_rows,
         "accumulation": run.schedule.accumulation,
         "steps": run.schedule.steps,
+        "epochs": round(run.schedule.epochs, 2),
         **switches,
     }

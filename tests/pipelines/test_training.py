@@ -8,9 +8,12 @@ import pytest
 
 from pipelines import training
 from rag_fti.config import Settings, load_settings
-from rag_fti.errors import DatasetError, IncompatibleArtifact, ModelNotFound
+from rag_fti.errors import ContractViolation, DatasetError, IncompatibleArtifact, ModelNotFound
+from rag_fti.progress import Silent
 from rag_fti.registry import Registry
-from tests.training.tiny import LIBRARY_WARNINGS, build_dataset, build_llama
+from rag_fti.training.job import JobOptions, run_job
+from rag_fti.training.saving import save_merged
+from tests.training.tiny import LIBRARY_WARNINGS, build_dataset, build_llama, make_rows
 
 pytestmark = LIBRARY_WARNINGS
 
@@ -26,6 +29,7 @@ def settings_for(root: Path, llama: Path, **training_values: Any) -> Settings:
         "training.dataset": "colours@latest",
         "training.base_model": str(llama),
         "training.epochs": 2,
+        "training.min_steps": 1,
         "training.batch_size": 8,
         "training.device": "cpu",
         "training.dtype": "float32",
@@ -99,7 +103,26 @@ def test_missing_inputs_are_named(tmp_path: Path, llama: Path) -> None:
 
 def test_a_few_validation_rows_are_not_compared_with_other_rows() -> None:
     losses = {"train_loss_first": 1.0, "train_loss_last": 0.6, "validation_loss": 1.4}
-    assert training.learnt({**losses, "validation_examples": 1})
-    assert not training.learnt({**losses, "validation_examples": 40})
-    assert not training.learnt({**losses, "validation_examples": 1, "train_loss_last": 1.3})
-    assert training.learnt({**losses, "validation_loss": None, "validation_examples": 0})
+    assert training.reached_loss({**losses, "validation_examples": 1}) == 0.6
+    assert training.reached_loss({**losses, "validation_examples": 40}) == 1.4
+    none = {**losses, "validation_loss": None, "validation_examples": 0}
+    assert training.reached_loss(none) is None
+
+
+def test_a_run_that_got_worse_shows_its_losses_and_their_curve(tmp_path: Path, llama: Path) -> None:
+    trained = run_job(
+        llama, make_rows(8), (), options=JobOptions(
+            device="cpu", dtype="float32", batch_size=8, max_steps=30, learning_rate=2e-2, samples=0
+        ), work=tmp_path / "work", resume=False, progress=Silent(),
+    )  # fmt: skip
+    save_merged(trained.model, trained.tokenizer, tmp_path / "able")
+    build_dataset(tmp_path / "datasets", train=8, held=2)
+    settings = settings_for(
+        tmp_path, tmp_path / "able", learning_rate=0.9, max_steps=3, samples=0, warmup_share=0
+    )
+    with pytest.raises(ContractViolation, match=r"first training loss, \d") as caught:
+        training.run(settings)
+    assert "loss.png" in caught.value.next_step
+    (curve,) = (tmp_path / "training").glob("assistant-*/loss.png")
+    assert curve.read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "registry").exists()

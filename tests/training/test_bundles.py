@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rag_fti.config.training import TrainingConfig
 from rag_fti.datasets import DatasetVersion
 from rag_fti.errors import TrainingError
 from rag_fti.models.causal import resolve_base_model
 from rag_fti.registry import Registry
 from rag_fti.training.bundles import Bundle, write_bundle
+from rag_fti.training.job import configured_options
 from tests.conftest import REPOSITORY
 from tests.training.tiny import build_dataset
 
@@ -76,6 +78,30 @@ def test_a_bundle_trains_alone_and_comes_back(
     assert version.manifest["dataset"] == dataset.ref
     digest = resolve_base_model(str(tiny_llama)).weights_digest
     assert version.manifest["base_model"]["weights_digest"] == digest
+    # Where it came from the base model is known by this name, and not as the bundle's copy.
+    assert version.manifest["base_model"]["reference"] == str(tiny_llama)
+    adapter = json.loads((version.path / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(tiny_llama)
+
+
+def test_a_copy_of_the_embedded_model_is_trained_as_the_embedded_model(
+    dataset: DatasetVersion, tmp_path: Path
+) -> None:
+    embedded = resolve_base_model("embedded")
+    bundle = write_bundle(
+        tmp_path / "bundle",
+        dataset,
+        base_location=embedded.location,
+        base_model=embedded.to_dict(),
+        training={"model_name": "assistant"},
+        retrieval={},
+    )
+    copy = resolve_base_model(str(bundle.path / "base-model"))
+    assert copy.to_dict() == embedded.to_dict()
+    options = configured_options(
+        TrainingConfig(base_model=str(copy.location)), base_reference=copy.reference
+    )
+    assert options.lora.last_layers == 2
 
 
 def test_what_a_bundle_holds(tiny_llama: Path, dataset: DatasetVersion, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from rag_fti.errors import ConfigError, TrainingError
-from rag_fti.progress import Silent
+from rag_fti.progress import Progress, Silent
 from rag_fti.training.fitting import (
     OutOfMemory,
     checkpoints,
@@ -42,7 +42,22 @@ OPTIONS = JobOptions(
 )
 
 
-def train(base: Path, work: Path, *, resume: bool = False, **changes: Any) -> JobResult:
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def train(
+    base: Path,
+    work: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    **changes: Any,
+) -> JobResult:
     return run_job(
         base,
         make_rows(24),
@@ -50,7 +65,7 @@ def train(base: Path, work: Path, *, resume: bool = False, **changes: Any) -> Jo
         options=replace(OPTIONS, **changes),
         work=work,
         resume=resume,
-        progress=Silent(),
+        progress=progress or Silent(),
     )
 
 
@@ -137,6 +152,16 @@ def test_a_run_that_was_killed_after_its_last_step_is_not_trained_further(
         assert torch.equal(one, other), name
 
 
+def test_the_last_weights_are_judged_before_the_best_are_chosen(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    # 6 steps make a pass, and a validation is due every 3: the 11th is between two of them.
+    result = train(tiny_llama, tmp_path, max_steps=11, packing=False)
+    losses = dict(result.fit.validation_losses())
+    assert list(losses) == [3, 6, 9, 11]
+    assert result.fit.best_step == min(losses, key=lambda step: losses[step])
+
+
 def test_a_loss_that_is_no_number_stops_the_run(tiny_llama: Path, tmp_path: Path) -> None:
     from rag_fti.models import causal
 
@@ -169,12 +194,18 @@ def test_memory_that_runs_out_ends_in_advice_or_a_smaller_batch(
     result = train(tiny_llama, tmp_path / "b", packing=False, auto_batch_size=True)
     assert result.fit.steps == 12 and result.switches["micro_rows"] == 1
     assert result.switches["accumulation"] == 4
-    # Checkpoints of the rows that did not fit are of another order: they are not gone on from.
-    for path in sorted((tmp_path / "b").glob("checkpoint-12")):
-        shutil.rmtree(path)
-    assert list((tmp_path / "b").glob("checkpoint-*"))
-    again = train(tiny_llama, tmp_path / "b", packing=False, auto_batch_size=True, resume=True)
-    assert again.fit.steps_timed == result.fit.steps_timed
+    # A run that goes on does so with the rows that fitted: it tries no more, and loses no step.
+    shutil.rmtree(tmp_path / "b" / "checkpoint-12")
+    (last,) = (tmp_path / "b").glob("checkpoint-*")
+    notes = Notes()
+    again = train(
+        tiny_llama, tmp_path / "b", packing=False, auto_batch_size=True, resume=True,
+        progress=notes,
+    )  # fmt: skip
+    assert not [line for line in notes.lines if "Out of memory" in line]
+    assert again.fit.steps_timed == 12 - int(last.name.rpartition("-")[2]) - 1
+    assert again.fit.losses() == result.fit.losses()
+    assert again.switches["micro_rows"] == 1
 
 
 def test_what_counts_as_out_of_memory() -> None:
@@ -255,3 +286,33 @@ def test_schedules() -> None:
         evaluations_per_epoch=0, processes=2,
     )  # fmt: skip
     assert (packed.rows_per_step, packed.steps, packed.evaluate_every) == (4, 4, 0)
+
+
+def test_a_small_dataset_is_passed_over_until_there_are_enough_steps() -> None:
+    few: dict[str, Any] = {
+        "rows": 12, "examples": 12, "batch_size": 16, "micro_batch_size": 4, "epochs": 2,
+        "evaluations_per_epoch": 1,
+    }  # fmt: skip
+    plan = plan_schedule(**few, max_steps=0, min_steps=20)
+    # A step is one pass at most: two of them compare like with like.
+    assert (plan.rows_per_step, plan.steps, plan.epochs) == (12, 20, 20)
+    exact = plan_schedule(**few, max_steps=3, min_steps=20)
+    assert (exact.steps, exact.least_steps) == (3, 0)
+    many = plan_schedule(**{**few, "rows": 400, "examples": 400}, max_steps=0, min_steps=20)
+    assert (many.steps, many.epochs) == (50, 2)
+
+
+def test_added_passes_are_told_and_not_cut_short(tiny_llama: Path, tmp_path: Path) -> None:
+    notes = Notes()
+    options = replace(
+        OPTIONS, batch_size=16, epochs=2, max_steps=0, min_steps=8, learning_rate=0.2,
+        early_stopping=1, evaluations_per_epoch=1,
+    )  # fmt: skip
+    result = run_job(
+        tiny_llama, make_rows(12), make_rows(1, 1000), options=options, work=tmp_path,
+        resume=False, progress=notes,
+    )  # fmt: skip
+    assert result.fit.steps >= 8 and result.switches["epochs"] >= 8
+    (told,) = [line for line in notes.lines if "min_steps" in line]
+    assert "training.epochs=2 would be 2 optimizer steps" in told
+    assert result.switches["steps_note"] == told

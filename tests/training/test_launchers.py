@@ -36,6 +36,7 @@ def bundle(tiny_llama: Path, tmp_path: Path) -> Path:
             "model_name": "assistant",
             "batch_size": 4,
             "epochs": 1,
+            "min_steps": 1,
             "samples": 0,
             "device": "cpu",
         },

@@ -134,6 +134,17 @@ def may_say(answer: str, passage: str) -> bool:
     return max(_WORD.findall(folded(answer)), key=len, default="") in passage
 
 
+def decomposed(text: str, index: int) -> str:
+    """The character at ``index`` in its compatible form (Unicode's NFKD).
+
+    A fraction, and a raised digit after a digit, stay what they are: 1½ is not 11, 10⁵ not 105.
+    """
+    kind = unicodedata.decomposition(text[index])
+    raised = kind.startswith("<super>") and index > 0 and text[index - 1].isdigit()
+    number = raised or kind.startswith("<fraction>")
+    return unicodedata.normalize("NFD" if number else "NFKD", text[index])
+
+
 def _fold(text: str) -> tuple[str, list[int]]:
     """``text`` without case, accents and invisible characters, and each character's origin."""
     folded: list[str] = []
@@ -143,7 +154,7 @@ def _fold(text: str) -> tuple[str, list[int]]:
             folded.append(" ")
             origins.append(index)
             continue
-        for part in unicodedata.normalize("NFKD", character.casefold()):
+        for part in decomposed(text, index).casefold():
             if unicodedata.category(part) in ("Mn", "Cf", "Cc"):
                 continue
             folded.append(part)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rag_fti import prompts
+from rag_fti.alignment import decomposed
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _UNSPACED = re.compile(
@@ -24,7 +25,9 @@ Each is a word of its own, as in CMRC 2018 (Cui et al. 2019) and MLQA (Lewis et 
 
 def normalise(text: str) -> str:
     """``text`` as it is compared: folded case, no markers, punctuation or articles."""
-    folded = unicodedata.normalize("NFKC", prompts.without_markers(text)).casefold()
+    bare = prompts.without_markers(text)
+    parts = "".join(decomposed(bare, index) for index in range(len(bare)))
+    folded = unicodedata.normalize("NFC", parts).casefold()
     plain = "".join(
         c for c in folded if c not in string.punctuation and unicodedata.category(c)[0] != "P"
     )

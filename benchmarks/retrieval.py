@@ -24,6 +24,7 @@ from typing import Any
 
 from rag_fti.config import load_settings
 from rag_fti.feature_store import FeatureStore
+from rag_fti.features.chunking import embedded_text
 from rag_fti.features.ingestion import build_ingestor
 from rag_fti.features.loading import LoadTask
 from rag_fti.models.embedder import build_embedder
@@ -182,7 +183,7 @@ class TextOnly:
 
     Args:
         embedder: Computes vectors.
-        texts: Indexed text of every chunk to the chunk's own text.
+        texts: What is embedded of every chunk to the chunk's own text.
     """
 
     def __init__(self, embedder: Embedder, texts: dict[str, str]) -> None:
@@ -204,8 +205,11 @@ def without_headings(collection: Collection, work: Path, overrides: Sequence[str
     """
     settings = load_settings(values={"storage.root": str(work)})
     store = FeatureStore.open(settings.storage.features_uri)
-    rows = store.chunks(columns=["indexed_text", "text"]).to_pylist()
-    texts = {row["indexed_text"]: row["text"] for row in rows}
+    rows = store.chunks(columns=["indexed_text", "title", "source", "text"]).to_pylist()
+    texts = {
+        embedded_text(row["indexed_text"], title=row["title"], source=row["source"]): row["text"]
+        for row in rows
+    }
     return build("plain", collection, work, overrides, texts=texts)
 
 

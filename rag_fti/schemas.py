@@ -62,8 +62,9 @@ def chunks_schema(dimension: int) -> pa.Schema:
             pa.field("end", pa.int64(), nullable=False),
             pa.field("tokens", pa.int32(), nullable=False),
             pa.field("text", pa.string(), nullable=False),
-            # Title and headings, then the text: what is embedded and what full text looks in.
+            # Title and headings, then the text: what full text looks in.
             pa.field("indexed_text", pa.string(), nullable=False),
+            # Of what was embedded: the same, but for a file name that is no title.
             pa.field("indexed_digest", pa.string(), nullable=False),
             pa.field("vector", pa.list_(pa.float32(), dimension), nullable=False),
             pa.field("ingested_at", _TIMESTAMP, nullable=False),

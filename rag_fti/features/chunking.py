@@ -11,6 +11,7 @@ import bisect
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from rag_fti import ids
 from rag_fti.errors import ConfigError
 from rag_fti.features.cleaning import CLEANER_VERSION
+from rag_fti.features.loading.parsing import name_of
 from rag_fti.features.structure import STRUCTURE_VERSION, Block, blocks_of, structure_of
 from rag_fti.protocols import Embedder
 from rag_fti.schemas import Chunk, Document
@@ -25,7 +27,7 @@ from rag_fti.schemas import Chunk, Document
 if TYPE_CHECKING:
     from rag_fti.config.features import ChunkingConfig
 
-CHUNKER_VERSION = 1
+CHUNKER_VERSION = 2
 HEADING_SEPARATOR = " > "
 
 _SPECIAL_TOKENS = 2
@@ -37,6 +39,8 @@ _PROSE = (
 )
 _TABLE = (r"\n",)
 _LAST = (r"\s+",)
+_WORD = re.compile(r"[\u3040-\u9fff]{2}|[^\W\d_]{2,}")
+"""Two letters or more; of scripts without spaces, two characters."""
 _WINDOW_CHARS = 20_000
 """Longer stretches without a separator are looked at in windows of this many characters."""
 
@@ -51,6 +55,8 @@ class _Piece:
     headings: tuple[str, ...]
     opens_section: bool
     is_heading: bool
+    page: int
+    """From 1 where there are pages, else 0."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ class Chunker:
         Returns:
             Chunks whose spans cover all of the text; none for an empty text.
         """
-        pieces = self._pieces(document.text, document.media_type)
+        pieces = self._pieces(document)
         groups = list(self._groups(pieces))
         texts = [document.text[g[0].start : g[-1].end] for g in groups]
         identifiers = ids.chunk_ids(document.document_id, texts)
@@ -149,7 +155,7 @@ class Chunker:
         ]
 
     def indexed_text(self, document: Document, chunk: Chunk) -> str:
-        """What is embedded and full-text indexed for a chunk: title, headings, then its text.
+        """What is full-text indexed for a chunk: title, headings, then its text.
 
         The first line is shortened so that the whole fits the embedder.
         """
@@ -178,7 +184,8 @@ class Chunker:
 
     # -- cutting -------------------------------------------------------------------------
 
-    def _pieces(self, text: str, media_type: str) -> list[_Piece]:
+    def _pieces(self, document: Document) -> list[_Piece]:
+        text, media_type = document.text, document.media_type
         blocks = blocks_of(text, media_type)
         counts = self._count(text, [(block.start, block.end) for block in blocks])
         pieces: list[_Piece] = []
@@ -194,7 +201,8 @@ class Chunker:
             for number, (start, end, size) in enumerate(spans):
                 first = opens and number == 0
                 heading = block.kind == "heading" and number == len(spans) - 1
-                pieces.append(_Piece(start, end, size, block.headings, first, heading))
+                page = bisect.bisect_right(document.pages, start)
+                pieces.append(_Piece(start, end, size, block.headings, first, heading, page))
         return pieces
 
     def _whole_limit(self, block: Block) -> int:
@@ -303,9 +311,9 @@ class Chunker:
         if not piece.opens_section:
             return True
         # A section starts a new chunk, but a heading is not left alone without its text, and a
-        # scrap goes with what follows in the same branch of the outline.
+        # scrap goes with what follows on its page in the same branch of the outline.
         only_headings = all(p.is_heading or p.tokens == 0 for p in group)
-        related = group[-1].headings[:-1] == piece.headings[:-1]
+        related = group[-1].headings[:-1] == piece.headings[:-1] and group[-1].page == piece.page
         return only_headings or (size < self._settings.min_tokens and related)
 
     def _overlap(self, group: Sequence[_Piece], following: _Piece) -> list[_Piece]:
@@ -320,6 +328,27 @@ class Chunker:
             kept.insert(0, piece)
             room -= piece.tokens
         return kept
+
+
+def embedded_text(indexed: str, *, title: str, source: str) -> str:
+    """What of a chunk's indexed text is embedded: all but a file name that is no title.
+
+    Where a document has no title its file's name stands for one. People search for names, so
+    full text keeps it; in a vector a single word such as ``stdin`` or ``scan-17`` only makes all
+    chunks of the document alike.
+
+    Args:
+        indexed: The indexed text.
+        title: The document's title.
+        source: Where the document lies.
+    """
+    if title != name_of(source) or len(_WORD.findall(title)) > 1:
+        return indexed
+    header, line, text = indexed.partition("\n")
+    rest = header.removeprefix(" ".join(title.split()))
+    if rest and not rest.startswith(HEADING_SEPARATOR):
+        return indexed
+    return rest.removeprefix(HEADING_SEPARATOR) + line + text if rest else text
 
 
 def uncovered_characters(text: str, chunks: Sequence[Chunk]) -> int:
@@ -365,8 +394,10 @@ def _heading(group: Sequence[_Piece], title: str) -> str:
 
 
 def _page(pages: Sequence[int], start: int, text: str) -> int | None:
-    """Page of the first visible character, from 1."""
+    """Page with most of the text (the first such), from 1."""
     if not pages:
         return None
-    visible = start + len(text) - len(text.lstrip())
-    return bisect.bisect_right(pages, visible)
+    shown: Counter[int] = Counter()
+    for word in re.finditer(r"\S+", text):
+        shown[bisect.bisect_right(pages, start + word.start())] += len(word[0])
+    return shown.most_common(1)[0][0] if shown else bisect.bisect_right(pages, start)

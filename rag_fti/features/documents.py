@@ -9,7 +9,7 @@ from typing import Any
 from rag_fti import ids
 from rag_fti.features.language import language_of
 from rag_fti.features.loading import LOADER_VERSION, Loaded
-from rag_fti.features.loading.parsing import title_of
+from rag_fti.features.loading.parsing import name_of, title_of
 from rag_fti.features.structure import blocks_of, first_heading
 from rag_fti.schemas import Document
 
@@ -62,7 +62,7 @@ def moved_document(row: Mapping[str, Any], *, source: str) -> Document:
         document_id=ids.document_id(row["collection"], source),
         collection=row["collection"],
         source=source,
-        title=row["title"],
+        title=name_of(source) if row["title"] == name_of(row["source"]) else row["title"],
         text=row["text"],
         media_type=row["media_type"],
         raw_digest=row["raw_digest"],

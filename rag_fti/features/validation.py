@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from rag_fti import schemas
 from rag_fti.datasets.near_duplicates import Groups, group_documents
 from rag_fti.feature_store import FeatureStore, sql_in, sql_string
-from rag_fti.features.chunking import uncovered_characters
+from rag_fti.features.chunking import embedded_text, uncovered_characters
 from rag_fti.features.repetition import SIMILARITY
 from rag_fti.protocols import Embedder
 from rag_fti.schemas import Chunk
@@ -24,7 +24,10 @@ _CHECKED_DOCUMENTS = 200
 _CHECKED_SEARCHES = 25
 _RE_EMBEDDED = 32
 _NEAR_DUPLICATE_DOCUMENTS = 2000
-_CHUNK_COLUMNS = ["chunk_id", "document_id", "document_version", "text", "indexed_text", "vector"]
+_CHUNK_COLUMNS = [
+    "chunk_id", "document_id", "document_version", "source", "title", "text", "indexed_text",
+    "vector",
+]  # fmt: skip
 
 Advance = Callable[[str], None]
 
@@ -144,7 +147,10 @@ def _measure_vectors(sample: pa.Table, embedder: Embedder, facts: ValidationFact
     if embedder.fingerprint.normalized:
         good &= np.abs(norms - 1.0) < 1e-3
     facts.bad_vectors = int((~good).sum())
-    texts = sample["indexed_text"].slice(0, _RE_EMBEDDED).to_pylist()
+    rows = sample.select(["indexed_text", "title", "source"]).slice(0, _RE_EMBEDDED).to_pylist()
+    texts = [
+        embedded_text(row["indexed_text"], title=row["title"], source=row["source"]) for row in rows
+    ]
     again = embedder.encode_documents(texts)
     stored = vectors[: len(texts)]
     lengths = np.linalg.norm(again, axis=1) * np.linalg.norm(stored, axis=1)

@@ -10,7 +10,7 @@ import pyarrow as pa
 from rag_fti import ids, schemas
 from rag_fti.feature_store import FeatureStore, sql_in
 from rag_fti.features.batches import Batch, check_batch, chunk_rows, document_rows
-from rag_fti.features.chunking import Chunker
+from rag_fti.features.chunking import Chunker, embedded_text
 from rag_fti.features.embedding import embed_texts
 from rag_fti.features.known import KnownDocument
 from rag_fti.features.repetition import near_duplicates_of
@@ -127,8 +127,12 @@ class Writer:
             for document, chunks in zip(batch.documents, batch.chunks, strict=True)
             for chunk in chunks
         ]
+        owners = [d for d, some in zip(batch.documents, batch.chunks, strict=True) for _ in some]
         embedded = embed_texts(
-            texts,
+            [
+                embedded_text(text, title=document.title, source=document.source)
+                for document, text in zip(owners, texts, strict=True)
+            ],
             embedder=self._embedder,
             known=self._store.vectors_by_indexed_digest,
             advance=self._advance,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from rag_fti import ids
 from rag_fti.errors import ConfigError
-from rag_fti.features.chunking import uncovered_characters
+from rag_fti.features.chunking import embedded_text, uncovered_characters
 from rag_fti.features.cleaning import clean_text
 from rag_fti.features.structure import blocks_of
 from rag_fti.schemas import Chunk, Document
@@ -142,18 +143,43 @@ def test_source_code_is_cut_at_definitions() -> None:
     assert [chunk.heading for chunk in cut(text, "text/x-source-python")] == ["first", "Second"]
 
 
-def test_pages_are_those_of_the_first_visible_character() -> None:
-    text = "one one.\n\ntwo two.\n\nthree three.\n\n"
-    doc = document(text, "application/pdf", pages=(0, 10, 20))
-    chunks = make_chunker(HashEmbedder(), max_tokens=16, min_tokens=0).chunk(doc)
-    starts = {chunk.start: chunk.page for chunk in chunks}
-    assert starts[0] == 1
-    assert chunks[-1].page in (1, 2, 3)
+def test_a_chunk_has_the_page_with_most_of_its_text() -> None:
+    text = "one.\n\ntwo two two.\n\nthree three three three.\n\n"
+    doc = document(text, "application/pdf", pages=(0, 6, 20))
+    assert [c.page for c in make_chunker(HashEmbedder()).chunk(doc)] == [3]
     single = make_chunker(HashEmbedder(), max_tokens=16).chunk(
         document("x. " * 40, "application/pdf", pages=(0, 60))
     )
-    assert single[0].page == 1
-    assert single[-1].page == 2
+    assert (single[0].page, single[-1].page) == (1, 2)
+
+
+def test_the_scrap_of_one_sheet_does_not_join_the_next() -> None:
+    sheets = ("## Stock\n\nscrews: 4\n\n", "## Prices\n\nscrews: 7 and nails: 9\n\n")
+    doc = document("".join(sheets), pages=(0, len(sheets[0])))
+    chunks = make_chunker(HashEmbedder(), min_tokens=20).chunk(doc)
+    assert [(c.text, c.page, c.heading) for c in chunks] == [
+        (sheets[0], 1, "Stock"),
+        (sheets[1], 2, "Prices"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "title", "heading", "embedded"),
+    [
+        ("docs/scan-17.txt", "scan 17", "", "Text."),
+        ("a/chunking.py", "chunking", "Chunker", "Chunker\nText."),
+        ("docs/start_up-guide.txt", "start up guide", "", "start up guide\nText."),
+        ("docs/scan-17.txt", "Scanned", "", "Scanned\nText."),
+    ],
+)
+def test_a_file_name_of_one_word_is_searched_but_not_embedded(
+    source: str, title: str, heading: str, embedded: str
+) -> None:
+    doc = document("Text.", source=source, title=title)
+    chunk = replace(cut("Text.")[0], heading=heading)
+    indexed = make_chunker(HashEmbedder()).indexed_text(doc, chunk)
+    assert indexed.startswith(title)
+    assert embedded_text(indexed, title=title, source=source) == embedded
 
 
 def test_overlap_repeats_the_end_of_the_chunk_before() -> None:

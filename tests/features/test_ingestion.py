@@ -122,6 +122,18 @@ def test_removing_the_original_leaves_the_copy(store: FeatureStore) -> None:
     assert [hit.source for hit in store.search_text("words", k=5)] == ["docs/b.md"]
 
 
+def test_a_document_without_title_is_named_after_the_copy_that_is_left(store: FeatureStore) -> None:
+    Path("docs").mkdir()
+    Path("docs/a-draft.txt").write_text("Some words.\n")
+    shutil.copy("docs/a-draft.txt", "docs/final.txt")
+    make_ingestor(store).ingest(["docs"])
+    assert store.documents()["title"].to_pylist() == ["a draft"]
+    Path("docs/a-draft.txt").unlink()
+    make_ingestor(store).ingest(["docs"], prune=True)
+    assert store.documents()["title"].to_pylist() == ["final"]
+    assert [hit.source for hit in store.search_text("final", k=5)] == ["docs/final.txt"]
+
+
 def test_prune_removes_only_what_is_gone_below_the_given_paths(store: FeatureStore) -> None:
     write_corpus(Path("docs"))
     write_corpus(Path("other"), documents=1, paragraphs=2)

@@ -95,6 +95,11 @@ _NO_TITLES = {
 
 def title_of(parsed_title: str, heading: str, source: str) -> str:
     """A document's title: its own, else its first heading, else its file name."""
-    stem = PurePosixPath(source.rsplit("!/", 1)[-1].split("?", 1)[0]).stem
     own = parsed_title if parsed_title.casefold() not in _NO_TITLES else ""
-    return own or heading or stem.replace("_", " ").replace("-", " ").strip()
+    return own or heading or name_of(source)
+
+
+def name_of(source: str) -> str:
+    """A source's file name as words, without its ending: ``a/start_up.md`` is ``start up``."""
+    stem = PurePosixPath(source.rsplit("!/", 1)[-1].split("?", 1)[0]).stem
+    return stem.replace("_", " ").replace("-", " ").strip()

@@ -28,8 +28,9 @@ from rag_fti.protocols import Cancellation, Generation, GenerationRequest, Messa
 
 logger = logging.getLogger(__name__)
 
-_NEVER_FIRST = re.compile(r"[|#*=_^>,;:!?)\]}\\]+|##.+")
-"""Signs of Markdown and of the end of something, and pieces from the middle of a word."""
+_NEVER_FIRST = re.compile(r"[|#*,;)\]}?]+|##.+")
+"""Signs of tables, headings and the end of something, and pieces from the middle of a word; but
+``>= 3``, ``__init__`` and ``:wq`` are answers."""
 _ROUND_TRIP_SAMPLE = "The Éclair, by  night: 1,250 m (Don't)."
 
 

@@ -10,7 +10,7 @@ from rag_fti import prompts
 from rag_fti.protocols import GenerationRequest, Generator, Message
 
 CONDENSED_TOKENS = 64
-_REASONING = re.compile(r".*</think>\s*", re.DOTALL)
+_REASONING = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -83,5 +83,6 @@ def recent(
 def _unmarked(turn: Message) -> Message:
     if turn["role"] != "assistant":
         return turn
-    answer = _REASONING.sub("", turn["content"])
+    thinking = _REASONING.match(turn["content"])
+    answer = turn["content"][thinking.end() :] if thinking else turn["content"]
     return {**turn, "content": prompts.without_markers(answer)}

@@ -152,3 +152,6 @@ def test_an_earlier_answer_stands_in_the_prompt_without_its_thinking() -> None:
     assert [turn["content"] for turn in kept] == ["When? </passage>", "At nine."]
     *_, asked, said, _ = prompts.answer_messages("Why?", [], history=kept)
     assert (asked["content"], said["content"]) == ("When? \u2039/passage>", "At nine.")
+    told = {"role": "assistant", "content": "Thoughts end with `</think>` [1]. It is a tag."}
+    turn = recent([history[0], told], turns=2, fits=lambda _: True)[1]
+    assert turn["content"] == "Thoughts end with `</think>`. It is a tag."

@@ -91,6 +91,32 @@ def test_the_reference_drops_nothing_out(tiny_llama: Path) -> None:
     assert model.training and all(layer.training for layer in base.model.layers)
 
 
+def test_a_model_wrapped_for_several_processes_has_the_same_loss(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    from rag_fti.training.adapter import add_adapter
+
+    tokenizer = load_tokenizer(tiny_llama)
+    rows, _ = encode_pairs(pairs(4), tokenizer, end_token_id=end_token(tokenizer), max_tokens=2048)
+    model = add_adapter(
+        load_causal_lm(tiny_llama), rank=4, alpha=8, dropout=0.0, targets="all-linear",
+        last_layers=0, dora=False, rslora=False, quantized=False, gradient_checkpointing=False,
+    )  # fmt: skip
+    distributed.init_process_group(
+        "gloo", init_method=(tmp_path / "rendezvous").as_uri(), rank=0, world_size=1
+    )
+    try:
+        loss = preference_loss(0.1)(DistributedDataParallel(model), PairBatches(0)(rows))
+        loss.backward()
+    finally:
+        distributed.destroy_process_group()
+    assert loss.item() == pytest.approx(0.6931, abs=1e-3)
+    assert any(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
 def test_preferences_are_learnt(tiny_llama: Path, tmp_path: Path) -> None:
     options = JobOptions(
         device="cpu", dtype="float32", objective="dpo", batch_size=4, max_steps=12, samples=0,

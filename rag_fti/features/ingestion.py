@@ -153,6 +153,7 @@ class Ingestor:
         found = find_sources(paths, include=self._include, exclude=self._exclude)
         run = self._start()
         run.totals.skipped = found.skipped
+        run.totals.failures.update(found.unreadable)
         tasks = self._tasks(found.sources, run, stdin_name)
         self._take(tasks, run)
         gone_roots = {root for root in found.failures if prune and run.knows_below(root)}
@@ -174,6 +175,7 @@ class Ingestor:
         present = [path for path in paths if Path(path).exists()]
         found = find_sources(present, include=self._include, exclude=self._exclude)
         run = self._start(repair=False)
+        run.totals.failures.update(found.unreadable)
         self._take(self._tasks(found.sources, run, "stdin"), run)
         run.prune([path for path in paths if path not in present or Path(path).is_dir()])
         run.flush()
@@ -198,7 +200,7 @@ class Ingestor:
         found = find_sources(paths, include=self._include, exclude=self._exclude)
         run = self._start()
         run.totals.skipped = found.skipped
-        run.totals.failures.update(found.failures)
+        run.totals.failures.update({**found.failures, **found.unreadable})
         for task in self._tasks(found.sources, run, "stdin"):
             run.preview(task)
         if prune:

@@ -173,6 +173,27 @@ def test_a_document_that_becomes_unreadable_keeps_its_last_good_state(store: Fea
     assert len(store.search_text("vermilion", k=1)) == 1
 
 
+def test_documents_of_a_directory_that_cannot_be_listed_are_kept(store: FeatureStore) -> None:
+    Path("docs").mkdir()
+    Path("docs/a.md").write_text("words")
+    # Root may list every directory, but not one whose path is too long for the system.
+    path, here = "docs", os.open("docs", os.O_RDONLY)
+    while len(path) < 4096:
+        os.mkdir("d" * 200, dir_fd=here)  # noqa: PTH102 - pathlib knows no dir_fd
+        below = os.open("d" * 200, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        path, here = f"{path}/{'d' * 200}", below
+    os.close(here)
+    make_ingestor(store).ingest(["docs"])
+    make_ingestor(store).ingest_tasks([LoadTask(f"{path}/b.md", data=b"other words")])
+    Path("docs/a.md").unlink()
+    assert make_ingestor(store).preview(["docs"], prune=True).deleted == 1
+    totals = make_ingestor(store).ingest(["docs"], prune=True)
+    assert totals.deleted == 1
+    assert "directory cannot be read" in totals.failures[path]
+    assert sources_of(store) == [f"{path}/b.md"]
+
+
 def test_text_that_becomes_empty_has_no_chunks_left(store: FeatureStore) -> None:
     Path("a.md").write_text("words")
     make_ingestor(store).ingest(["a.md"])

@@ -40,6 +40,8 @@ class Found:
     sources are gone."""
     failures: dict[str, str] = field(default_factory=dict)
     """Given paths that lead nowhere, with the reason."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Directories that exist and cannot be listed, with the reason: what lies below is unknown."""
     skipped: int = 0
     """Files in directories whose type is not known."""
 
@@ -100,7 +102,11 @@ def _behind(
 def _walk(
     top: Path, found: Found, include: Sequence[str], exclude: Sequence[str]
 ) -> Iterator[tuple[str, Path]]:
-    for directory, names, files in os.walk(top):
+    def note(error: OSError) -> None:
+        reason = f"directory cannot be read: {error.strerror or error}"
+        found.unreadable[source_name(error.filename or top)] = reason
+
+    for directory, names, files in os.walk(top, onerror=note):
         names[:] = sorted(name for name in names if not matches_any(name, exclude))
         for name in sorted(files):
             if matches_any(name, exclude):

@@ -179,7 +179,7 @@ def test_documents_of_a_directory_that_cannot_be_listed_are_kept(store: FeatureS
     # Root may list every directory, but not one whose path is too long for the system.
     path, here = "docs", os.open("docs", os.O_RDONLY)
     while len(path) < 4096:
-        os.mkdir("d" * 200, dir_fd=here)  # noqa: PTH102 - pathlib knows no dir_fd
+        os.mkdir("d" * 200, dir_fd=here)
         below = os.open("d" * 200, os.O_RDONLY, dir_fd=here)
         os.close(here)
         path, here = f"{path}/{'d' * 200}", below

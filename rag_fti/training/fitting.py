@@ -49,15 +49,23 @@ class Schedule:
     """Steps of one pass over the rows."""
     evaluate_every: int
     """Steps between validation runs; 0 for never."""
-    least_steps: int = 0
+    least_steps: int
     """Steps before which a run does not stop early."""
-    epochs: float = 0.0
+    epochs: float
     """Passes over the rows that ``steps`` make."""
 
     @property
     def rows_per_step(self) -> int:
         """Rows per optimizer step and process."""
         return self.micro_rows * self.accumulation
+
+    @property
+    def passes(self) -> int:
+        """Passes to lay out so that every step is full.
+
+        A last step of one left-over row would move the weights, and the last loss, by that row.
+        """
+        return math.ceil(self.epochs)
 
 
 def plan_schedule(

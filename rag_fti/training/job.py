@@ -384,11 +384,10 @@ def _fit_pairs(
     )
     if note := _added_passes(schedule, options):
         progress.note(note)
-    passes = -(-schedule.steps // schedule.steps_per_epoch)
     lengths = [max(map(len, pair)) for pair in pairs]
     order = [
         index
-        for number in range(passes)
+        for number in range(schedule.passes)
         for (index,) in padded_order(lengths, batch=schedule.micro_rows, seed=options.seed + number)
     ]
     collate = PairBatches(pad_token_id)

@@ -81,9 +81,8 @@ def prepare(
         min_steps=min_steps,
         processes=processes,
     )
-    passes = max(1, math.ceil(schedule.steps / schedule.steps_per_epoch))
     rows: list[Row] = []
-    for number in range(passes):
+    for number in range(schedule.passes):
         order = (
             packed_order(lengths, capacity=capacity, seed=seed + number)
             if packed

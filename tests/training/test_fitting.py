@@ -16,6 +16,7 @@ import torch
 
 from rag_fti.errors import ConfigError, TrainingError
 from rag_fti.progress import Progress, Silent
+from rag_fti.training.examples import Example
 from rag_fti.training.fitting import (
     OutOfMemory,
     checkpoints,
@@ -23,6 +24,8 @@ from rag_fti.training.fitting import (
     plan_schedule,
 )
 from rag_fti.training.job import JobOptions, JobResult, LoraOptions, run_job
+from rag_fti.training.preparing import prepare
+from rag_fti.training.probing import Capabilities
 from tests.conftest import REPOSITORY
 from tests.training.tiny import LIBRARY_WARNINGS, make_rows
 
@@ -300,6 +303,17 @@ def test_a_small_dataset_is_passed_over_until_there_are_enough_steps() -> None:
     assert (exact.steps, exact.least_steps) == (3, 0)
     many = plan_schedule(**{**few, "rows": 400, "examples": 400}, max_steps=0, min_steps=20)
     assert (many.steps, many.epochs) == (50, 2)
+
+
+def test_every_step_is_full() -> None:
+    examples = [Example(tuple(range(5 + n)), 2) for n in range(17)]
+    for steps in (1, 2, 3, 20):
+        run = prepare(
+            examples, (), capabilities=Capabilities(False, False, ""), packing=False,
+            row_tokens=100, pad_token_id=0, batch_size=16, micro_batch_size=4, epochs=1,
+            max_steps=steps, evaluations_per_epoch=0, seed=0,
+        )  # fmt: skip
+        assert 0 <= len(run.train) - 16 * steps < 17
 
 
 def test_added_passes_are_told_and_not_cut_short(tiny_llama: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class DatasetConfig(Section):
     questions_per_chunk: Annotated[int, Field(ge=1, le=50)] = 4
     """Most generated questions per chunk."""
     max_examples: Annotated[int, Field(ge=0)] = 0
-    """Most examples in all; 0 is no limit."""
+    """Most examples in all, your own pairs and feedback first; 0 is no limit."""
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of document groups in the validation split."""
     test_share: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -116,18 +116,21 @@ def filter_candidates(
 
 
 def drawn(candidates: Sequence[Candidate], most: int, *, seed: int) -> list[Candidate]:
-    """At most so many of the candidates, in their order; 0 keeps all.
+    """At most so many of the candidates, in their order, what people gave before what was made.
 
     Args:
         candidates: What to draw from.
-        most: How many.
+        most: How many; 0 keeps all.
         seed: Decides which.
     """
     if not most or len(candidates) <= most:
         return list(candidates)
     order = sorted(
         range(len(candidates)),
-        key=lambda n: ids.content_id(str(seed), candidates[n].question, candidates[n].answer),
+        key=lambda n: (
+            candidates[n].generator not in ("pairs", "feedback"),
+            ids.content_id(str(seed), candidates[n].question, candidates[n].answer),
+        ),
     )
     return [candidates[n] for n in sorted(order[:most])]
 

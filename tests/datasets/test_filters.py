@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from rag_fti import prompts
 from rag_fti.datasets.candidates import Candidate
-from rag_fti.datasets.filters import EvaluationQuestion, Filtered, filter_candidates
+from rag_fti.datasets.filters import (
+    EvaluationQuestion,
+    Filtered,
+    drawn,
+    filter_candidates,
+)
 from rag_fti.features.language import language_of
 from tests.datasets.made import candidate
 
@@ -108,3 +115,11 @@ def test_scripts_without_spaces_are_not_too_short() -> None:
     result = run(candidate("灯塔是哪一年建造的", "1908年", text))
     assert result.dropped == {} and result.kept[0].answer == "1908年"
     assert run(candidate("灯塔呢", "1908年", text)).dropped == {"question too short": 1}
+
+
+def test_what_people_gave_stays_when_only_so_many_may() -> None:
+    made = [candidate(f"What stands in line {n}?", str(n)) for n in range(30)]
+    given = [replace(made[n], generator=name) for n, name in ((3, "pairs"), (28, "feedback"))]
+    some = drawn([*made[:3], given[0], *made[4:28], given[1]], 5, seed=1)
+    assert len(some) == 5 and [c for c in some if c.generator in ("pairs", "feedback")] == given
+    assert drawn(made, 0, seed=1) == drawn(made, 30, seed=1) == made

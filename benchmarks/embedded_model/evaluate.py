@@ -29,6 +29,7 @@ from rag_fti.alignment import align
 from rag_fti.config import load_settings
 from rag_fti.models.embedder import build_embedder
 from rag_fti.models.reader import register
+from rag_fti.protocols import Embedder
 
 
 @dataclass(frozen=True)
@@ -173,9 +174,8 @@ def dev(path: Path) -> dict[str, list[Question]]:
     return dict(found)
 
 
-def in_retrieved_order(questions: Sequence[Question]) -> list[Question]:
-    """The same questions, their passages sorted by similarity with the packaged embedder."""
-    embedder = build_embedder(load_settings().embedder)
+def in_retrieved_order(questions: Sequence[Question], embedder: Embedder) -> list[Question]:
+    """The same questions, their passages sorted by similarity to them."""
 
     def ordered(question: Question) -> Question:
         if len(question.passages) < 2:
@@ -285,7 +285,8 @@ def main() -> None:
         if not options.kinds or name in options.kinds
     }
     if retrieved:
-        sets = {name: in_retrieved_order(questions) for name, questions in sets.items()}
+        embedder = build_embedder(load_settings().embedder)
+        sets = {name: in_retrieved_order(questions, embedder) for name, questions in sets.items()}
     if options.sweep:
         for row in sweep(model, tokenizer, sets):
             print(" ".join(f"{k}={v:.3f}" for k, v in row.items()))

@@ -25,6 +25,8 @@ from benchmarks.embedded_model.base import build_tokenizer
 from rag_fti.models.reader import register
 
 DESTINATION = Path("data/models/rag-fti-reader")
+RANK_EXPONENT = 1.0
+"""Served, passages stand in the order of retrieval; see the table in docs/embedded-model.md."""
 
 
 def averaged(sources: Sequence[Path]) -> Any:
@@ -40,6 +42,7 @@ def export(sources: Sequence[Path], destination: Path) -> None:
     """Write the model files beside ``destination`` and move them in one by one."""
     register()
     model = averaged(sources)
+    model.config.rank_exponent = RANK_EXPONENT
     tokenizer = build_tokenizer()
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,

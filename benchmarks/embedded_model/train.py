@@ -218,7 +218,10 @@ def held_out_scores(model: Any, tokenizer: Any, sets: Any, limit: int) -> dict[s
 def begin(options: argparse.Namespace, tokenizer: Any) -> Any:
     """The model to train, in float32: a reader to go on from, or MiniLM."""
     if options.start:
-        model: Any = AutoModelForCausalLM.from_pretrained(options.start, dtype=torch.float32)
+        # The passages of the pool stand in any order, those of what ships in that of retrieval.
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            options.start, dtype=torch.float32, rank_exponent=0.0
+        )
     else:
         model = build_model(build_config(tokenizer), seed=options.seed)
     if options.compile:

@@ -108,6 +108,16 @@ class _Failures:
         self._most = most
         self._count = 0
         self._lock = threading.Lock()
+        self._given_up: SourceError | None = None
+
+    def check(self) -> None:
+        """Nothing more is asked of an endpoint that counts as down.
+
+        Raises:
+            SourceError: If it does.
+        """
+        if self._given_up is not None:
+            raise self._given_up
 
     def clear(self) -> None:
         """A request went well."""
@@ -124,11 +134,12 @@ class _Failures:
             self._count += 1
             if self._count < self._most:
                 return
-        raise SourceError(
-            f"The teacher failed {self._most} times in a row, last with: {error.message}.",
-            next_step="Check dataset.teacher.base_url, its model and the API key, then build "
-            "again: replies so far are kept.",
-        )
+            self._given_up = SourceError(
+                f"The teacher failed {self._most} times in a row, last with: {error.message}.",
+                next_step="Check dataset.teacher.base_url, its model and the API key, then build "
+                "again: replies so far are kept.",
+            )
+        self.check()
 
 
 @dataclass(frozen=True)
@@ -185,6 +196,7 @@ def teach(
             key = ids.digest_json([model, messages])
             if key in known:
                 return key, known[key], ""
+            failures.check()
             if not budget.take():
                 return key, None, "over the budget"
             try:

@@ -16,6 +16,7 @@ from rag_fti.features.loading.parsed import Limits, Parsed
 
 _HEAD_BYTES = 4096
 _FRONT_MATTER_CHARS = 10_000
+_HEADER_FIELD = re.compile(r":?([A-Za-z][\w-]*):(?:\s+|$)")
 _FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\n(.*?)\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL)
 
 
@@ -53,6 +54,8 @@ def _parse_text(data: bytes, limits: Limits, media_type: str) -> Parsed:
     title = ""
     if media_type == "text/markdown" and (front := _FRONT_MATTER.match(text.replace("\r\n", "\n"))):
         title = _front_matter_title(front[1])
+    if media_type in ("text/x-rst", "text/plain"):
+        title = _header_title(text[:_FRONT_MATTER_CHARS])
     return Parsed(text, title=title, media_type=media_type)
 
 
@@ -65,6 +68,27 @@ def _front_matter_title(front: str) -> str:
         return ""  # not front matter after all
     title = values.get("title") if isinstance(values, dict) else None
     return str(title) if isinstance(title, str | int | float) else ""
+
+
+def _header_title(text: str) -> str:
+    """The ``Title`` of header fields before the first empty line, as in PEPs and reST docinfo.
+
+    Indented lines continue a field; where any other line stands among them it is running text.
+    """
+    fields: dict[str, str] = {}
+    name = ""
+    for line in text.lstrip("\ufeff\r\n").splitlines():
+        if not line.strip():
+            break
+        field = _HEADER_FIELD.match(line)
+        if field:
+            name = field[1].lower()
+            fields[name] = line[field.end() :].strip()
+        elif name and line[0].isspace():
+            fields[name] += f" {line.strip()}"
+        else:
+            return ""
+    return fields.get("title", "") if len(fields) > 1 else ""
 
 
 PARSERS: dict[str, Callable[[bytes, Limits, str], Parsed]] = {

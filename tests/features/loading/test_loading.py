@@ -284,6 +284,24 @@ def test_front_matter_gives_the_title_and_stays_in_the_text() -> None:
     assert (found.title, found.text) == ("Real title", text)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "title"),
+    [
+        (
+            "a.rst",
+            "PEP: 1\nTitle: API for\n  code\nPost-History:\n\nAbstract\n====\n",
+            "API for code",
+        ),
+        ("a.txt", ":Title: A guide\n:Author: me\n\nHello.\n", "A guide"),
+        ("a.txt", "Title: one field alone\n\nmay be a sentence.\n", ""),
+        ("a.txt", "Note: the title: below\nruns on.\n\nTitle: x\n", ""),
+    ],
+)
+def test_header_fields_give_the_title(name: str, text: str, title: str) -> None:
+    found = loaded(name, text.encode())
+    assert (found.title, found.text) == (title, text)
+
+
 def test_titles_fall_back_to_heading_and_file_name() -> None:
     assert title_of("", "Heading", "a/b.md") == "Heading"
     assert title_of("Untitled", "", "docs/start_up-guide.pdf") == "start up guide"

@@ -8,6 +8,7 @@ writes ``pool.npz`` (token ids) and ``dev.jsonl`` (questions, passages, answers)
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 from collections.abc import Iterable
@@ -19,10 +20,12 @@ import numpy as np
 from benchmarks.embedded_model.base import build_tokenizer
 from benchmarks.embedded_model.examples import Builder, Example, Sources, build, specific
 from benchmarks.embedded_model.sources import Row, data_root, read_articles, read_rows
+from benchmarks.embedded_model.written import read_library, written_dev, written_examples
 from rag_fti import prompts
 
 KINDS = (
-    "qamr", "multi", "absent", "policy", "covid", "cloze", "recurring", "question", "near_miss"
+    "qamr", "multi", "absent", "policy", "covid", "cloze", "recurring", "question", "near_miss",
+    "written", "near_written",
 )  # fmt: skip
 LONGEST = 1000
 LONGEST_ANSWER = 48
@@ -168,11 +171,15 @@ def main() -> None:
     root = data_root()
     rows, _ = read_rows(root)
     sources = Sources(tuple(rows), read_articles(root))
-    pool = build(sources, seed=options.seed, synthetic=options.synthetic, scale=options.scale)
+    library = read_library(root)
+    pool = itertools.chain(
+        written_examples(library, seed=options.seed),
+        build(sources, seed=options.seed, synthetic=options.synthetic, scale=options.scale),
+    )
     counts = write_pool(options.out / "pool.npz", build_tokenizer(), pool)
     print(counts, sum(counts.values()))
     with (options.out / "dev.jsonl").open("w") as file:
-        for example in dev_examples(root):
+        for example in (*dev_examples(root), *written_dev(library, each=200)):
             record = {
                 "kind": example.kind,
                 "question": example.question,

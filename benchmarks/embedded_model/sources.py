@@ -78,6 +78,11 @@ def _grams(text: str) -> Iterator[tuple[str, ...]]:
         yield tuple(words[start : start + _XQUAD_GRAM])
 
 
+def shares_text(text: str, grams: set[tuple[str, ...]]) -> bool:
+    """Whether ``text`` holds one of the word sequences."""
+    return not grams.isdisjoint(_grams(text))
+
+
 def test_grams(root: Path) -> set[tuple[str, ...]]:
     """Word 8-grams of the XQuAD paragraphs: text that shares one is left out of training."""
     data = json.loads((root / "xquad" / "xquad_en_open.json").read_text())["data"]

@@ -38,6 +38,8 @@ MIX = {
     "cloze": (0.10, 0.08),
     "recurring": (0.05, 0.04),
     "question": (0.07, 0.08),
+    "written": (0.0, 0.0),
+    "near_written": (0.0, 0.0),
 }
 CHUNK = 512
 MASK_ID, PASSAGE_ID = 103, 30522

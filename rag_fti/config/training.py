@@ -68,7 +68,7 @@ class TrainingConfig(Section):
     """Examples per forward pass (gradient accumulation makes up the rest); 0 is the whole batch on
     a GPU and at most 4 on a CPU, which gains nothing from more."""
     auto_batch_size: bool = False
-    """Halve ``micro_batch_size`` until a step fits into memory."""
+    """Halve ``micro_batch_size`` until a step fits into memory; one process only."""
     max_tokens: Annotated[int, Field(ge=64, le=1_000_000)] = 2048
     """Longest example, and longest packed row; longer examples are left out and counted."""
     packing: bool | Literal["auto"] = "auto"

@@ -64,6 +64,7 @@ def resolve_base_model(reference: str, *, revision: str | None = None) -> BaseMo
     Raises:
         ModelNotFound: If there is no such model, or the hub cannot be reached and has no copy
             in the cache.
+        IncompatibleArtifact: If it is a copy and does not say of what.
     """
     location = _local_directory(reference)
     commit = ""
@@ -77,9 +78,20 @@ def resolve_base_model(reference: str, *, revision: str | None = None) -> BaseMo
         )
     digest = ids.digest_of_files(weights, root=location)
     if (location / ORIGIN).is_file():
-        origin = json.loads((location / ORIGIN).read_text(encoding="utf-8"))
-        reference, commit = origin["reference"], origin["revision"]
+        reference, commit = _read_origin(location / ORIGIN)
     return BaseModel(reference, commit, location, digest)
+
+
+def _read_origin(path: Path) -> tuple[str, str]:
+    """Reference and revision of what a copy is a copy of."""
+    try:
+        origin = json.loads(path.read_text(encoding="utf-8"))
+        return str(origin["reference"]), str(origin["revision"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise IncompatibleArtifact(
+            f"{path} is damaged; expected a JSON object with reference and revision.",
+            next_step="Write the bundle again with rag-fti train bundle.",
+        ) from error
 
 
 def load_tokenizer(location: Path) -> Any:

@@ -298,7 +298,8 @@ def _fit_within_memory(
 ) -> tuple[PreparedRun, FitResult]:
     """Fit; with ``auto_batch_size``, start over with half the rows whenever memory runs out.
 
-    What fitted is kept beside the checkpoints: a resumed run has the same order of the examples.
+    Only where one process trains: of several, the others wait for the one that ran out. What
+    fitted is kept beside the checkpoints: a resumed run has the same order of the examples.
     """
     initial = {
         name: value.detach().cpu().clone()
@@ -308,6 +309,7 @@ def _fit_within_memory(
     most = options.batch_size if device == "cuda" else min(_CPU_ROWS, options.batch_size)
     micro = options.micro_batch_size or most
     found = work / _FITS
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
     if resume and options.auto_batch_size and found.is_file():
         micro = int(json.loads(found.read_text(encoding="utf-8"))["micro_batch_size"])
     while True:
@@ -325,7 +327,7 @@ def _fit_within_memory(
             max_steps=options.max_steps,
             evaluations_per_epoch=options.evaluations_per_epoch if held.examples else 0,
             seed=options.seed,
-            processes=int(os.environ.get("WORLD_SIZE", "1")),
+            processes=processes,
         )
         if note := _added_passes(run.schedule, options):
             progress.note(note)
@@ -342,12 +344,11 @@ def _fit_within_memory(
                 progress=progress,
             )
         except OutOfMemory as error:
-            if not options.auto_batch_size or error.micro_rows == 1:
+            if not options.auto_batch_size or error.micro_rows == 1 or processes > 1:
                 raise
             micro = max(1, micro // 2)
-        if os.environ.get("RANK", "0") == "0":
-            shutil.rmtree(work)  # checkpoints belong to another order of the examples
-            write_json_atomic(found, {"micro_batch_size": micro})
+        shutil.rmtree(work)  # checkpoints belong to another order of the examples
+        write_json_atomic(found, {"micro_batch_size": micro})
         resume = True  # keeps what was found; there is nothing else to go on from
         progress.note(f"Out of memory: starting over with {micro} examples per forward pass.")
         _start_over(model, initial, device)

@@ -13,7 +13,7 @@ import yaml
 
 from rag_fti.config.training import TrainingConfig
 from rag_fti.datasets import DatasetVersion
-from rag_fti.errors import TrainingError
+from rag_fti.errors import IncompatibleArtifact, TrainingError
 from rag_fti.models.causal import resolve_base_model
 from rag_fti.registry import Registry
 from rag_fti.training.bundles import Bundle, write_bundle
@@ -102,6 +102,9 @@ def test_a_copy_of_the_embedded_model_is_trained_as_the_embedded_model(
         TrainingConfig(base_model=str(copy.location)), base_reference=copy.reference
     )
     assert options.lora.last_layers == 2
+    (copy.location / "rag_fti_origin.json").write_text('{"reference": "embedded"')
+    with pytest.raises(IncompatibleArtifact, match="is damaged; expected a JSON object"):
+        resolve_base_model(str(copy.location))
 
 
 def test_what_a_bundle_holds(tiny_llama: Path, dataset: DatasetVersion, tmp_path: Path) -> None:

@@ -263,8 +263,9 @@ class OutOfMemory(TrainingError):
         super().__init__(
             f"Out of memory with {micro_rows} row(s) per forward pass.",
             next_step="Try, in this order: training.auto_batch_size=true (one process only; "
-            "of several, a smaller training.micro_batch_size), training.gradient_checkpointing=true, "
-            "a smaller training.max_tokens, training.quantize=4bit on a GPU, a smaller base model.",
+            "of several, a smaller training.micro_batch_size), "
+            "training.gradient_checkpointing=true, a smaller training.max_tokens, "
+            "training.quantize=4bit on a GPU, a smaller base model.",
         )
         self.micro_rows = micro_rows
 

@@ -2,7 +2,8 @@
 
 A chunk is a span: ``document.text[start:end]``. Spans of a document follow one another without
 gaps (with an overlap where one is configured), so together they cover all of its text. Headings
-start new chunks; code blocks, tables and paragraphs stay whole where they fit.
+start new chunks; code blocks, tables and paragraphs stay whole where they fit. Where a table does
+not, the later chunks have its column names as their last heading.
 """
 
 from __future__ import annotations
@@ -20,14 +21,20 @@ from rag_fti import ids
 from rag_fti.errors import ConfigError
 from rag_fti.features.cleaning import CLEANER_VERSION
 from rag_fti.features.loading.parsing import name_of
-from rag_fti.features.structure import STRUCTURE_VERSION, Block, blocks_of, structure_of
+from rag_fti.features.structure import (
+    STRUCTURE_VERSION,
+    Block,
+    blocks_of,
+    column_names,
+    structure_of,
+)
 from rag_fti.protocols import Embedder
 from rag_fti.schemas import Chunk, Document
 
 if TYPE_CHECKING:
     from rag_fti.config.features import ChunkingConfig
 
-CHUNKER_VERSION = 2
+CHUNKER_VERSION = 3
 HEADING_SEPARATOR = " > "
 
 _SPECIAL_TOKENS = 2
@@ -198,11 +205,13 @@ class Chunker:
             else:
                 separators = (*self._separators(block, media_type), *_LAST)
                 spans = list(self._cut(text, block.start, block.end, separators))
+            columns = column_names(text[block.start : block.end]) if len(spans) > 1 else ""
             for number, (start, end, size) in enumerate(spans):
                 first = opens and number == 0
                 heading = block.kind == "heading" and number == len(spans) - 1
+                path = (*block.headings, columns) if columns and number else block.headings
                 page = bisect.bisect_right(document.pages, start)
-                pieces.append(_Piece(start, end, size, block.headings, first, heading, page))
+                pieces.append(_Piece(start, end, size, path, first, heading, page))
         return pieces
 
     def _whole_limit(self, block: Block) -> int:

@@ -36,6 +36,7 @@ _ATX = re.compile(r"^ {0,3}(#{1,6})(?:[ \t]+(.*))?$")
 _SETEXT = re.compile(r"^ {0,3}(?:=+|-+)[ \t]*$")
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
 _TABLE_ROW = re.compile(r"^[ \t]*\|.*\|[ \t]*$")
+_TABLE_RULE = re.compile(r"^[ \t]*\|(?:[ \t]*:?-+:?[ \t]*\|)+[ \t]*$")
 _LIST_ITEM = re.compile(r"^\s*(?:[-*+]|\d+[.)])\s")
 _RST_RULE = re.compile(r"^([=\-`:'\"~^_*+#<>.!$%&])\1{2,}[ \t]*$")
 _RST_TABLE = re.compile(r"^[ \t]*(?:\+[-=+]+\+|={2,}(?: +={2,})+|\|.*\|)[ \t]*$")
@@ -97,6 +98,15 @@ def blocks_of(text: str, media_type: str) -> list[Block]:
 def first_heading(blocks: Sequence[Block]) -> str:
     """The first heading's text, or nothing where there is none."""
     return next((block.headings[-1] for block in blocks if block.kind == "heading"), "")
+
+
+def column_names(block: str) -> str:
+    """The column names of a Markdown table, or nothing where a block does not start with them."""
+    header, _, rest = block.partition("\n")
+    if not _TABLE_RULE.match(rest.partition("\n")[0]):
+        return ""
+    cells = (_plain_words(cell) for cell in header.strip().strip("|").split("|"))
+    return " | ".join(cells)[:_LONGEST_TITLE].strip(" |")
 
 
 def _split_lines(text: str) -> list[str]:

@@ -124,6 +124,20 @@ def test_hash_signs_in_code_are_no_headings() -> None:
     assert {chunk.heading for chunk in chunks} == {"Real"}
 
 
+def test_the_rest_of_a_long_table_keeps_its_column_names() -> None:
+    rows = "".join(f"| item {n} | {n} kg | shelf {n} |\n" for n in range(40))
+    table = f"| Item | **Weight** | Place |\n|:---|---:|---|\n{rows}"
+    first, *rest, last = cut(f"# Stock\n\n{table}\nText after the table.\n")
+    assert first.heading == "Stock" and "Weight" in first.text
+    assert rest and {chunk.heading for chunk in (*rest, last)} == {"Stock > Item | Weight | Place"}
+    assert not any("Weight" in chunk.text for chunk in (*rest, last))
+
+
+def test_rows_without_a_rule_name_no_columns() -> None:
+    rows = "".join(f"| item {n} | {n} kg | shelf {n} |\n" for n in range(40))
+    assert {chunk.heading for chunk in cut(f"# Stock\n\n{rows}")} == {"Stock"}
+
+
 def test_front_matter_and_rules_are_no_headings() -> None:
     blocks = blocks_of("---\ntitle: x\n---\n\ntext\n\n---\n\nmore\n", "text/markdown")
     assert all(block.kind == "text" for block in blocks)

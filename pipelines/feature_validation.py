@@ -76,6 +76,11 @@ CONTRACT = Contract(
             equals("incomplete_documents", 0),
             next_step="Run the interrupted ingest again.",
         ),
+        Check(
+            "unique documents",
+            "every document id has one row",
+            equals("repeated_document_rows", 0),
+        ),
         Check("unique chunks", "every chunk id has one row", equals("repeated_chunk_rows", 0)),
         Check(
             "duplicates",

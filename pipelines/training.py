@@ -5,9 +5,10 @@ Runs with the ``train`` extra alone: no feature store, no embedder, no network.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from rag_fti.training.job import JobResult
 
 PIPELINE = "training"
-_FEW_VALIDATION_ROWS = 16
+_COMPARED_ROWS = 64
+"""Training rows whose mean loss stands for a run's start and its end."""
 _CALIBRATION_ROWS = 400
 
 
@@ -106,7 +108,7 @@ CONTRACT = Contract(
             "rows that says nothing: then the last training loss is not)",
             _something_learnt,
             "Look at the curve, loss.png beside the run's checkpoints in <storage.root>/training: "
-            "lower training.learning_rate, or train longer (training.epochs).",
+            "lower training.learning_rate, or train longer (training.epochs, training.max_steps).",
         ),
     ),
     service_levels=(
@@ -224,11 +226,12 @@ def run(
     )
     metrics = result.metrics
     rows = metrics["train_examples"] + metrics["validation_examples"]
+    first, last = ends_of([loss for _, loss in result.fit.losses()], config.batch_size)
     facts = {
         "last_loss": metrics["train_loss_last"],
         "too_long_share": metrics["too_long"] / max(1, rows + metrics["too_long"]),
-        "first_loss": metrics["train_loss_first"],
-        "reached_loss": reached_loss(metrics),
+        "first_loss": first,
+        "reached_loss": reached_loss(metrics, last=last, least_steps=config.min_steps),
     }
     contract.hold(facts)
     if not _first_process():
@@ -283,17 +286,34 @@ def run(
     return summary(metrics, report, version)
 
 
-def reached_loss(metrics: Mapping[str, Any]) -> float | None:
-    """The loss that tells whether a run got better; None without validation rows.
+def ends_of(losses: Sequence[float], batch_size: int) -> tuple[float, float]:
+    """Mean training loss of the first and of the last few steps, so many that rows do not decide.
+
+    Args:
+        losses: Of every step; at least one.
+        batch_size: Rows of a step.
+    """
+    count = max(1, min(len(losses) // 2, math.ceil(_COMPARED_ROWS / batch_size)))
+    return sum(losses[:count]) / count, sum(losses[-count:]) / count
+
+
+def reached_loss(metrics: Mapping[str, Any], *, last: float, least_steps: int) -> float | None:
+    """The loss that tells whether a run got better; None where none does.
 
     That of a few validation rows depends on which they are more than on what was learnt: the last
-    training loss stands in for it.
+    training losses stand in for it. After a handful of steps nothing can be told.
+
+    Args:
+        metrics: Of the run.
+        last: Mean of the last training losses.
+        least_steps: Steps below which the run only tries things out.
     """
-    few = metrics["validation_examples"] < _FEW_VALIDATION_ROWS
-    if metrics["validation_loss"] is None:
+    from rag_fti.training.job import FEW_VALIDATION_ROWS
+
+    if metrics["validation_loss"] is None or metrics["steps"] < least_steps:
         return None
-    value = metrics["train_loss_last"] if few else metrics["validation_loss"]
-    return float(value)
+    few = metrics["validation_examples"] < FEW_VALIDATION_ROWS
+    return last if few else float(metrics["validation_loss"])
 
 
 def _calibrate(
@@ -378,10 +398,15 @@ def _same_run(registry: Registry, name: str, run: str) -> ModelVersion | None:
 
 def _work_directory(settings: Settings, dataset: DatasetVersion, base: BaseModel) -> Path:
     """Checkpoints of the same data, weights and hyperparameters share a directory."""
+    from rag_fti.models.hardware import pick_device
+
     hyperparameters = settings.training.model_dump(
         mode="json", exclude={"dataset", "checkpoint_minutes", "trackers", "device", "merge"}
     )
-    key = ids.digest_json([dataset.ref, base.weights_digest, hyperparameters])
+    # The number of processes and the packing of a GPU decide the steps and the order of the rows.
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    on_gpu = pick_device(settings.training.device) == "cuda"
+    key = ids.digest_json([dataset.ref, base.weights_digest, hyperparameters, processes, on_gpu])
     return settings.storage.root / "training" / f"{settings.training.model_name}-{key[:12]}"
 
 

@@ -35,6 +35,12 @@ _PARTICLE = unicodedata.normalize(
 )
 """What follows a Korean noun without a space (case, topic, copula), as folded text has it."""
 
+_UNKNOWN_WORD = (
+    r"(?:[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"
+    rf"|(?:[^\W\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]|[{_SIGNS}])++|[^\w\s]{{1,8}}?)"
+)
+"""What wordpiece tokenizers make one unknown token of; possessive, so that several cost little."""
+
 _ROW = re.compile(r"\s*\|.*(?<!\\)\|\s*")
 """A line of a Markdown table; a line of code that has a bar does not begin and end with one."""
 
@@ -170,7 +176,7 @@ def _pattern(answer: str) -> re.Pattern[str] | None:
     for number, part in enumerate(answer.split(UNKNOWN)):
         if number:
             pieces.append(r"\s*" if pieces else "")
-            pieces.append(r"\S+?")
+            pieces.append(_UNKNOWN_WORD)
             last, spaced = ".", True
         for character in _fold(part)[0]:
             if character == " ":

@@ -16,6 +16,7 @@
     ├── ContractViolation           exit 3   a pipeline broke, or was refused by, its contract
     └── InferenceError              exit 1   an answer cannot be produced
         ├── ContextTooLong                   the prompt does not fit the model
+        ├── EngineDown                       the remote model fails whatever is asked
         └── Overloaded                       the queue is full: try again later
 """
 
@@ -105,6 +106,10 @@ class InferenceError(RagFtiError):
 
 class ContextTooLong(InferenceError):
     """The prompt does not fit the model's context window."""
+
+
+class EngineDown(InferenceError):
+    """A remote model fails whatever it is asked."""
 
 
 class Overloaded(InferenceError):

@@ -57,7 +57,7 @@ def create_app(settings: Settings, services: Services) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(serving.cors_origins),
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type"],
+            allow_headers=["*"],  # clients send their own, such as x-stainless-os
             expose_headers=["X-Request-Id"],
         )
     app.add_middleware(

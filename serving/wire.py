@@ -65,7 +65,7 @@ class ChatRequest(Wire):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=500)]
     model: Name = ""
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None

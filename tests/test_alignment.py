@@ -19,6 +19,7 @@ from rag_fti.alignment import Alignment, align, folded, may_say
         ("don ' t", "I don't know", "don't"),
         ("a [UNK] sign", "there was a ♻ sign", "a ♻ sign"),
         ("[UNK]", "♻", "♻"),
+        ("[UNK] 月", "保修期为自购买之日起二十四个月。", "个月"),
         ("1908年", "灯塔由安娜于1908年建造。", "1908年"),
         ("1958年", "東京タワーは1958年に完成した。", "1958年"),
         ("strasse", "in der Straße", "Straße"),

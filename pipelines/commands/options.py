@@ -77,6 +77,7 @@ def run_command(
     as_json: bool,
     render: Callable[[Mapping[str, Any]], str],
     failed: Callable[[Mapping[str, Any]], bool] = lambda _: False,
+    interrupted: str = "What was committed is kept; run the command again to go on.",
 ) -> None:
     """Run a command's work, print its result and leave with the right exit code.
 
@@ -85,6 +86,7 @@ def run_command(
         as_json: Print the summary as JSON instead of text.
         render: The summary as text for people.
         failed: Whether a finished run still counts as failed (exit 1).
+        interrupted: What to do after Ctrl-C.
 
     Raises:
         typer.Exit: With 1, 2 or 3 when the work failed, as the error says.
@@ -100,7 +102,7 @@ def run_command(
         _print_error(error, as_json=as_json)
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt:
-        stderr.print("Interrupted. What was committed is kept; run the command again to go on.")
+        stderr.print(f"Interrupted. {interrupted}")
         raise typer.Exit(130) from None
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -122,13 +124,24 @@ def run_command(
             )
             _print_error(fault, as_json=True, cause=error)
         raise
+    _print_summary(summary, as_json=as_json, render=render)
+    if failed(summary):
+        raise typer.Exit(1)
+
+
+def _print_summary(
+    summary: Mapping[str, Any],
+    *,
+    as_json: bool,
+    render: Callable[[Mapping[str, Any]], str],
+) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes that a launcher started, the first speaks
     if as_json:
         sys.stdout.write(json.dumps(summary, ensure_ascii=False) + "\n")
     else:
         sys.stdout.write(render(summary).rstrip() + "\n")
     sys.stdout.flush()
-    if failed(summary):
-        raise typer.Exit(1)
 
 
 def _print_error(error: RagFtiError, *, as_json: bool, cause: BaseException | None = None) -> None:

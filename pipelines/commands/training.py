@@ -82,7 +82,13 @@ def train(
         )
         return training.run(settings, resume=resume, progress=progress, dry_run=dry_run).to_dict()
 
-    run_command(work, as_json=as_json, render=_render_training)
+    run_command(
+        work,
+        as_json=as_json,
+        render=_render_training,
+        interrupted="Add --resume to go on from the last checkpoint; without it the run starts "
+        "over and its checkpoints go.",
+    )
 
 
 def train_bundle(
@@ -353,11 +359,12 @@ def rollback(
         plain, more = split_overrides([name] if name else [])
         settings = settings_from(config, [*more, *(overrides or [])])
         registry = _registry(settings)
-        model = plain[0] if plain else settings.evaluation.model_name
+        names = registry.names()
+        only = names[0] if len(names) == 1 else settings.evaluation.model_name
+        model = plain[0] if plain else only
         if not registry.versions(model):
             raise ModelNotFound(
-                f"The registry has no model {model!r}; it has: "
-                f"{', '.join(registry.names()) or 'none'}.",
+                f"The registry has no model {model!r}; it has: {', '.join(names) or 'none'}.",
                 next_step="Name one: rag-fti rollback NAME.",
             )
         return asdict(registry.rollback(model, alias, why=why)) | {"name": model}
@@ -388,9 +395,11 @@ def _render_training(summary: Mapping[str, Any]) -> str:
     if summary["version"] is None:
         return f"Would train {summary['model']} on {summary['dataset']}: {summary['metrics']}"
     metrics = summary["metrics"]
+    best = metrics["best_step"]
+    chosen = f" (weights of step {best})" if best < metrics["steps"] else ""
     return (
         f"Published {summary['model']}@{summary['version']} as challenger: {summary['path']}\n"
-        f"  {metrics['steps']} steps on {summary['dataset']}, validation loss "
+        f"  {metrics['steps']} steps{chosen} on {summary['dataset']}, validation loss "
         f"{metrics['validation_loss']}, {summary['tokens_per_second']:,.0f} tokens/s, "
         f"{summary['seconds']:.0f} s\n"
         f"Next: rag-fti evaluate {summary['model']}@{summary['version']}"

@@ -105,6 +105,10 @@ class RemoteGeneratorConfig(Section):
     """Most tokens of prompt and answer together."""
     concurrency: Annotated[int, Field(ge=1, le=1024)] = 16
     """Requests in flight at once."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the server calls the limit of the answer; OpenAI's reasoning models take the second."""
+    send_sampling: bool = True
+    """Send ``temperature`` and ``top_p``; off for models that take none but their own."""
 
 
 def _variant(value: Any) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from lancedb.index import FTS, Bitmap, BTree, HnswSq, IvfFlat, IvfPq, IvfRq
 
-from rag_fti.errors import StoreError
+from rag_fti.errors import IncompatibleArtifact, StoreError
 from rag_fti.feature_store.rows import matrix
 from rag_fti.feature_store.searching import POLICY_KEY, ChunkSearcher, SearchPolicy, read_policy
 
@@ -42,12 +42,31 @@ def create_scalar(documents: Any, chunks: Any) -> None:
 
 
 def create_full_text(chunks: Any, *, language: str, stemming: bool) -> None:
-    """The BM25 index over title, headings and text."""
+    """The BM25 index over title, headings and text.
+
+    Raises:
+        IncompatibleArtifact: If there is one of another language, or with other stemming.
+    """
+    for index in chunks.to_lance().describe_indices():
+        if index.name != "indexed_text_idx":
+            continue
+        there = index.details["language"], index.details["stem"]
+        if there != (language, stemming):
+            raise IncompatibleArtifact(
+                f"The store's full-text index is {_described(*there)}, the configuration asks for "
+                f"{_described(language, stemming)}.",
+                next_step="Set index.language and index.full_text_stemming to what the store has, "
+                "or ingest into a new storage.root.",
+            )
     config = FTS(
         language=language, stem=stemming, remove_stop_words=True, ascii_folding=True,
         with_position=False,
     )  # fmt: skip
     _create(chunks, "indexed_text", config)
+
+
+def _described(language: str, stemming: bool) -> str:
+    return f"{language} {'with' if stemming else 'without'} stemming"
 
 
 def update_vector_index(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rag_fti.errors import SnapshotNotFound, StoreError
 from rag_fti.feature_store.tables import Tables, mapped_errors
 
-_ID = re.compile(r"^d(\d+)c(\d+)$")
+_ID = re.compile(r"^d(\d{1,18})c(\d{1,18})\Z")
 _TABLES = ("documents", "chunks")
 
 

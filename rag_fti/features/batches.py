@@ -43,7 +43,15 @@ class Batch:
         *,
         replaces: bool,
     ) -> None:
-        """Put a document in."""
+        """Put a document in.
+
+        One with its id that waits already is replaced: a copy of another file that got its name
+        from this one, which then turned out to have changed too.
+        """
+        for number, other in enumerate(self.documents):
+            if other.document_id == document.document_id:
+                del self.documents[number], self.entries[number], self.chunks[number]
+                break
         self.documents.append(document)
         self.entries.append(entry)
         self.chunks.append(list(chunks))

@@ -19,7 +19,7 @@ from rag_fti.features.engines import Loader, RayEmbedder, RayLoader
 from rag_fti.features.known import KnownDocuments
 from rag_fti.features.loading import LOADER_VERSION, Limits, LoaderPool, LoadTask, find_sources
 from rag_fti.features.loading.formats import is_archive
-from rag_fti.features.loading.sources import STDIN, is_url, members, read_stdin
+from rag_fti.features.loading.sources import STDIN, Found, is_url, members, read_stdin
 from rag_fti.features.passes import Pass
 from rag_fti.features.totals import IngestTotals
 from rag_fti.features.writing import Writer
@@ -156,12 +156,9 @@ class Ingestor:
         run.totals.failures.update(found.unreadable)
         tasks = self._tasks(found.sources, run, stdin_name)
         self._take(tasks, run)
-        gone_roots = {root for root in found.failures if prune and run.knows_below(root)}
-        for root, reason in found.failures.items():
-            if root not in gone_roots:
-                run.totals.failures[root] = reason
+        _note_failures(found, run, prune=prune)
         if prune:
-            run.prune(found.roots)
+            run.prune(found.roots, found.patterns)
         run.flush()
         run.remove_orphans()
         return run.totals
@@ -177,7 +174,7 @@ class Ingestor:
         run = self._start(repair=False)
         run.totals.failures.update(found.unreadable)
         self._take(self._tasks(found.sources, run, "stdin"), run)
-        run.prune([path for path in paths if path not in present or Path(path).is_dir()])
+        run.prune([p for p in paths if p not in present or Path(p).is_dir() or is_archive(p)])
         run.flush()
         return run.totals
 
@@ -200,11 +197,12 @@ class Ingestor:
         found = find_sources(paths, include=self._include, exclude=self._exclude)
         run = self._start()
         run.totals.skipped = found.skipped
-        run.totals.failures.update({**found.failures, **found.unreadable})
+        run.totals.failures.update(found.unreadable)
         for task in self._tasks(found.sources, run, "stdin"):
             run.preview(task)
+        _note_failures(found, run, prune=prune)
         if prune:
-            run.totals.deleted = len(run.gone(found.roots))
+            run.totals.deleted = len(run.gone(found.roots, found.patterns))
         return run.totals
 
     def _start(self, *, repair: bool = True) -> Pass:
@@ -280,6 +278,13 @@ class Ingestor:
         from rag_fti.features.loading.urls import fetch
 
         return fetch(url, self._limits)
+
+
+def _note_failures(found: Found, run: Pass, *, prune: bool) -> None:
+    """Given paths that lead nowhere have failed, but for those whose documents prune removes."""
+    for root, reason in found.failures.items():
+        if not (prune and run.knows_below(root)):
+            run.totals.failures[root] = reason
 
 
 def recipe_digest(chunker: Chunker) -> str:

@@ -118,7 +118,7 @@ def _draw(store: FeatureStore, snapshot: str, reference: str, rows: int) -> Samp
 
 def _vectors(table: pa.Table) -> Array:
     rows = np.asarray(table["vector"].to_pylist(), dtype=np.float64)
-    return rows.reshape(table.num_rows, -1)
+    return rows.reshape(table.num_rows, table.schema.field("vector").type.list_size)
 
 
 def _tokens(table: pa.Table) -> Array:

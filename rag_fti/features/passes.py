@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rag_fti import ids
 from rag_fti.errors import SourceError
@@ -24,6 +24,8 @@ class _Pending:
 
     entry: KnownDocument
     before: KnownDocument | None
+    joining: list[str] = field(default_factory=list)
+    """Stored sources that now have these bytes; they keep what they had until it is read."""
 
 
 class Pass:
@@ -75,7 +77,7 @@ class Pass:
 
     def flush(self) -> None:
         """Embed and commit what is waiting."""
-        self._writer.flush(loading={p.entry.document_id for p in self._pending.values()})
+        self._writer.flush()
 
     def preview(self, task: LoadTask) -> None:
         """Count a source by its hash as unchanged, updated or added."""
@@ -127,7 +129,11 @@ class Pass:
                 continue
             twin = self._known.by_digest.get(digest)
             if twin is not None and format_of(twin.sources[0]) == format_of(task.source):
-                self._join(task.source, twin, before)
+                pending = self._pending.get(twin.sources[0])
+                if before is not None and pending is not None and pending.entry is twin:
+                    pending.joining.append(task.source)
+                else:
+                    self._join(task.source, twin, before)
                 continue
             entry = KnownDocument(
                 ids.document_id(self._collection, task.source), [task.source], digest, True
@@ -146,7 +152,9 @@ class Pass:
         twin.sources.append(source)
         twin.sources[1:] = sorted(twin.sources[1:])
         self._known.by_source[source] = twin
-        self._writer.update_sources(twin)
+        pending = self._pending.get(twin.sources[0])
+        if pending is None or pending.entry is not twin:  # else its row will carry all sources
+            self._writer.update_sources(twin)
 
     def _detach(self, source: str, document: KnownDocument) -> None:
         """A source no longer has the content of a document; others may still have it."""
@@ -175,10 +183,10 @@ class Pass:
         entry = pending.entry
         if self._known.by_digest.get(entry.raw_digest) is entry:
             del self._known.by_digest[entry.raw_digest]
-        self._writer.forget(entry.document_id)
         # Equal bytes that came later had joined this one; they fail for the same reason.
-        for source in entry.sources:
+        for source in (*entry.sources, *pending.joining):
             self.fail(source, reason)
+        for source in entry.sources:
             if source != entry.sources[0]:
                 self._known.by_source.pop(source, None)
                 self.totals.added -= 1
@@ -203,25 +211,29 @@ class Pass:
             loaded, source=task.source, collection=self._collection, raw_digest=entry.raw_digest
         )
         self._writer.add(document, entry, replaces=replaces)
+        for source in pending.joining:
+            self._join(source, entry, self._known.by_source.get(source))
 
     # -- removing ------------------------------------------------------------------------
 
     def knows_below(self, root: str) -> bool:
-        """Whether documents of a path are stored."""
-        return any(is_below(source, [root]) for source in self._known.by_source)
+        """Whether documents of a path or glob pattern are stored."""
+        return any(is_below(s, [root], patterns=[root]) for s in self._known.by_source)
 
-    def gone(self, roots: Sequence[str]) -> list[str]:
+    def gone(self, roots: Sequence[str], patterns: Sequence[str] = ()) -> list[str]:
         """Stored sources of the given paths that were not met and did not fail."""
         kept = list(self.totals.failures)
         return [
             source
             for source in self._known.by_source
-            if source not in self._seen and is_below(source, roots) and not is_below(source, kept)
+            if source not in self._seen
+            and is_below(source, roots, patterns=patterns)
+            and not is_below(source, kept)
         ]
 
-    def prune(self, roots: Sequence[str]) -> None:
+    def prune(self, roots: Sequence[str], patterns: Sequence[str] = ()) -> None:
         """Remove what is gone."""
-        self.remove(self.gone(roots))
+        self.remove(self.gone(roots, patterns))
 
     def remove_orphans(self) -> None:
         """Remove chunks that an interrupted run left, of documents that are not stored."""

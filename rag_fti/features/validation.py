@@ -46,6 +46,7 @@ class ValidationFacts:
     uncovered_characters: int = 0
     incomplete_documents: int = 0
     repeated_chunk_rows: int = 0
+    repeated_document_rows: int = 0
     duplicate_rate: float = 0.0
     """Share of chunks whose text another chunk has too."""
     recall: float = 1.0
@@ -126,6 +127,8 @@ def _measure_rows(store: FeatureStore, facts: ValidationFacts) -> None:
     ]
     facts.nulls = sum(documents[name].null_count for name in documents.column_names)
     facts.incomplete_documents = len(store.incomplete_documents(at=at))
+    repeated = documents.num_rows - pc.count_distinct(documents["document_id"]).as_py()
+    facts.repeated_document_rows = repeated
     facts.repeated_chunk_rows = store.repeated_chunks(at=at)
     texts = store.chunks(at=at, columns=["text"])["text"]
     # By hash and batch by batch: the texts of a large store fit no single Arrow array.
@@ -185,7 +188,7 @@ def _unfindable(store: FeatureStore, sample: pa.Table, at: str) -> int:
     missed = 0
     for row in sample.slice(0, _CHECKED_SEARCHES).to_pylist():
         words = [w for w in row["text"].split() if w.isalpha() and w.isascii() and len(w) > 5]
-        if not words:
+        if len(set(words)) < 3:  # they may all be stop words of the index
             continue
         longest = " ".join(word for word, _ in Counter(words).most_common(8))
         where = f"chunk_id = {sql_string(row['chunk_id'])}"

@@ -42,7 +42,9 @@ def watch(
     from watchfiles import watch as watch_files
 
     roots = {Path(path).resolve(): Path(path) for path in paths if not is_url(path)}
-    existing = [root for root in roots if root.exists()]
+    # A file by way of its directory: one that an editor replaces is another file to the system.
+    places = {root if root.is_dir() else root.parent for root in roots}
+    existing = [place for place in places if place.is_dir()]
     changes = watch_files(
         *existing,
         watch_filter=None,
@@ -52,7 +54,7 @@ def watch(
         stop_event=stop,
         yield_on_timeout=True,
         raise_interrupt=False,
-        recursive=True,
+        recursive=any(root.is_dir() for root in roots),
     )
     with ingestor.keeping_workers():
         caught_up = False

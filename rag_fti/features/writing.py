@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from datetime import UTC, datetime
 
 import pyarrow as pa
@@ -100,16 +99,8 @@ class Writer:
         """Write the sources of a document whose content stays."""
         self._resourced[document.document_id] = document
 
-    def forget(self, document_id: str) -> None:
-        """Leave the sources of a document as they are stored."""
-        self._resourced.pop(document_id, None)
-
-    def flush(self, *, loading: Collection[str]) -> None:
-        """Embed and commit what is waiting.
-
-        Args:
-            loading: Documents that are still being loaded; their rows will carry all sources.
-        """
+    def flush(self) -> None:
+        """Embed and commit what is waiting."""
         batch, self._batch = self._batch, Batch()
         if batch.documents:
             self._write(batch)
@@ -119,7 +110,7 @@ class Writer:
             self._totals.forget_near_duplicates(
                 lambda source: ids.document_id(self._collection, source) in gone
             )
-        self._write_sources(loading)
+        self._write_sources()
 
     def _write(self, batch: Batch) -> None:
         texts = [
@@ -187,9 +178,8 @@ class Writer:
         self._embedded += count
         self._progress.update("embedding chunks", self._embedded)
 
-    def _write_sources(self, loading: Collection[str]) -> None:
+    def _write_sources(self) -> None:
         waiting, self._resourced = self._resourced, {}
-        waiting = {k: v for k, v in waiting.items() if k not in loading}
         if not waiting:
             return
         rows = self._store.documents(where=sql_in("document_id", list(waiting)))

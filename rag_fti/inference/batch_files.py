@@ -110,7 +110,10 @@ def read_input(path: Path) -> list[Asked]:
         else:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
             rows = [{"question": line} for line in lines]
-        given = [(str(row.get("id") or ""), str(row["question"] or "").strip()) for row in rows]
+        given = [
+            ("" if row.get("id") is None else str(row["id"]), str(row["question"] or "").strip())
+            for row in rows
+        ]
     except (OSError, UnicodeDecodeError, ValueError, KeyError) as error:
         what = f"no column {error}" if isinstance(error, KeyError) else error
         raise SourceError(

@@ -12,6 +12,7 @@ from rag_fti.schemas import Citation, Hit
 
 _MARKED = re.compile(r"\s*\[(\d{1,3})\]")
 _MARKER_RUN = re.compile(r"(?:\s*\[\d{1,3}\])+")
+_THOUGHT = re.compile(r"\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
 _LEADING = re.compile(r"^[\s.,;:!?]+")
 
 
@@ -42,7 +43,7 @@ def settle(reply: str, hits: Sequence[Hit], *, restore: bool) -> Settled:
         restore: Show such a sentence in the words of its passage (for models whose tokenizer
             changes case or accents); in a table, no further than its cell or row.
     """
-    text = drop_empty_markers(reply, known=len(hits)).strip()
+    text = drop_empty_markers(without_thought(reply), known=len(hits)).strip()
     abstained = prompts.is_abstention(text)
     if not prompts.says_something(text) or (abstained and is_abstention_start(text)):
         return ABSTAINED
@@ -72,6 +73,14 @@ def drop_empty_markers(text: str, *, known: int) -> str:
         )
         text = prompts.without_marked_abstention(text)
     return text
+
+
+def without_thought(text: str) -> str:
+    """A reply, or as much of it as there is, without what the model thought before it."""
+    if "<think>".startswith(text.strip()):  # it may begin just now
+        return ""
+    thought = _THOUGHT.match(text)
+    return text[thought.end() :] if thought else text
 
 
 def is_abstention_start(text: str) -> bool:

@@ -10,6 +10,8 @@ from rag_fti import prompts
 from rag_fti.protocols import GenerationRequest, Generator, Message
 
 CONDENSED_TOKENS = 64
+_PREVIOUS_CHARS = 400
+"""Most of an earlier turn before a question: embedders cut what is too long at its end."""
 _REASONING = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
 
 
@@ -55,7 +57,8 @@ def condense(
         (made,) = generator.generate([request])
         if made.finish_reason == "stop" and (rewritten := made.text.strip()):
             return Condensed(rewritten, rewritten, (), turns)
-    return Condensed(f"{earlier[-1].strip()}\n{question}", question, turns, turns)
+    previous = earlier[-1].strip()[-_PREVIOUS_CHARS:]
+    return Condensed(f"{previous}\n{question}", question, turns, turns)
 
 
 def recent(

@@ -174,6 +174,8 @@ class Engine:
         """
         sampling = sampling or Sampling()
         condensed = [self._condense(question, history) for question in questions]
+        for item in condensed:
+            self._used(item)
         found = self.retriever.retrieve_many(
             [item.query for item in condensed],
             k=k,
@@ -236,6 +238,7 @@ class Engine:
             it was cancelled). Errors as :meth:`answer`.
         """
         condensed = self._condense(question, history)
+        self._used(condensed)
         retrieved = self.retriever.retrieve(
             condensed.query,
             k=k,
@@ -282,19 +285,13 @@ class Engine:
             return prepared
         generator = self.served.generator
         wanted = sampling.max_tokens or self._max_tokens
-        # Every prompt has the same frame; only with a history it is another.
-        frame = self._count_frame(condensed.history) if condensed.history else self._frame
-        used = frame + self._count_text(condensed.question)
+        used = self._used(condensed)
         room = generator.context_window - used - _PACKING_MARGIN
         # A very long answer limit must not crowd the passages out.
         budget = min(self._context_tokens, max(room - wanted, room // 2))
         hits, passages = pack_passages(retrieved.hits, count_tokens=self._count_text, budget=budget)
         if not hits:
-            raise ContextTooLong(
-                f"The question and the history take {used} of the {generator.context_window} "
-                f"tokens of {self.model}: no passage fits beside them.",
-                next_step="Ask a shorter question or send less history.",
-            )
+            raise self._too_long(used)
         messages = prompts.answer_messages(condensed.question, passages, history=condensed.history)
         left = room - budget
         if wanted > left:  # how much the passages really take matters only then
@@ -309,6 +306,27 @@ class Engine:
         )
         return replace(
             prepared, hits=tuple(hits), request=request, prompt=ids.digest_json(messages)
+        )
+
+    def _used(self, condensed: Condensed) -> int:
+        """Tokens of a prompt but for its passages.
+
+        Raises:
+            ContextTooLong: If nothing fits beside them; a search with such a text takes long.
+        """
+        # Every prompt has the same frame; only with a history it is another.
+        frame = self._count_frame(condensed.history) if condensed.history else self._frame
+        used = frame + self._count_text(condensed.question)
+        if used + _PACKING_MARGIN >= self.served.generator.context_window:
+            raise self._too_long(used)
+        return used
+
+    def _too_long(self, used: int) -> ContextTooLong:
+        return ContextTooLong(
+            f"The question and the history take {used} of the "
+            f"{self.served.generator.context_window} tokens of {self.model}: no passage fits "
+            "beside them.",
+            next_step="Ask a shorter question or send less history.",
         )
 
     def _finish(self, prepared: Prepared, made: Generation | None, seconds: float) -> Answer:

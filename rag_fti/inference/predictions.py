@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rag_fti import ids
-from rag_fti.errors import InferenceError
+from rag_fti.errors import EngineDown, InferenceError
 from rag_fti.inference.batch_files import Asked, WorkFile
+from rag_fti.inference.request_log import storable
 from rag_fti.progress import Progress
 from rag_fti.schemas import Answer
 
@@ -66,6 +67,8 @@ def answer_batch(
     try:
         answers = engine.answer_many([item.question for item in batch], **options)
         return [prediction(item, a, run_id=run_id) for item, a in zip(batch, answers, strict=True)]
+    except EngineDown:  # no question's fault; the run can be continued
+        raise
     except InferenceError as error:
         if len(batch) > 1:
             # One of them does not fit or makes the model fail: find out which.
@@ -83,7 +86,7 @@ def prediction(item: Asked, answer: Answer, *, run_id: str) -> dict[str, Any]:
     """An answer as a row of ``predictions``."""
     return {
         **_common(item, run_id=run_id),
-        "answer": answer.answer,
+        "answer": storable(answer.answer),
         "abstained": answer.abstained,
         "citations": json.dumps([c.to_dict() for c in answer.citations], ensure_ascii=False),
         "model": answer.model,

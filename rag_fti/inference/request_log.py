@@ -239,8 +239,8 @@ def log_row(
         "created_at": datetime.now(UTC),
         "key_id": key_id,
         "collections": list(collections) if collections is not None else ["*"],
-        "question": "" if redact else _storable(answer.question),
-        "answer": "" if redact else _storable(answer.answer),
+        "question": "" if redact else storable(answer.question),
+        "answer": "" if redact else storable(answer.answer),
         "abstained": answer.abstained,
         "model": answer.model,
         "dataset": answer.dataset,
@@ -255,10 +255,10 @@ def log_row(
         "completion_tokens": answer.completion_tokens,
         "retrieval_seconds": answer.retrieval_seconds,
         "generation_seconds": answer.generation_seconds,
-        "settings": _storable(json.dumps(extra, sort_keys=True, ensure_ascii=False)),
+        "settings": storable(json.dumps(extra, sort_keys=True, ensure_ascii=False)),
     }
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """A text without the halves of characters that a remote model may have been cut off in."""
     return text.encode("utf-8", errors="replace").decode("utf-8")

@@ -7,7 +7,11 @@ from collections.abc import Sequence
 
 from rag_fti import prompts
 from rag_fti.errors import InferenceError
-from rag_fti.inference.citations import drop_empty_markers, is_abstention_start
+from rag_fti.inference.citations import (
+    drop_empty_markers,
+    is_abstention_start,
+    without_thought,
+)
 
 # A space may belong to a marker that will be dropped, a bracket may open one, also where a marker
 # inside it is dropped first.
@@ -32,7 +36,8 @@ class AnswerStream:
     def push(self, piece: str) -> str:
         """Take a piece of the reply; return what can be shown now (may be empty)."""
         self._raw += piece
-        text = drop_empty_markers(self._raw, known=self._known).lstrip()
+        raw = without_thought(self._raw)
+        text = drop_empty_markers(raw, known=self._known).lstrip()
         text = _UNDECIDED.sub("", text)
         if self._held:
             words = prompts.without_markers(text)

@@ -174,7 +174,10 @@ def sample(logits: Tensor, request: GenerationRequest, random: torch.Generator) 
         request: Its ``temperature`` (above 0) and ``top_p`` are used.
         random: Source of randomness.
     """
-    probabilities = torch.softmax(logits.float() / request.temperature, dim=-1)
+    logits = logits.float()
+    # Beside the greatest, and no smaller than float32 knows: a tiny temperature gives no NaN.
+    scaled = (logits - logits.max()) / max(request.temperature, 1e-30)
+    probabilities = torch.softmax(scaled, dim=-1)
     if request.top_p < 1.0:
         ordered, order = probabilities.sort(descending=True)
         # The token that crosses the threshold still belongs to the nucleus.

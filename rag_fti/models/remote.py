@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import httpx
 
 from rag_fti.config.models import RemoteGeneratorConfig
-from rag_fti.errors import ConfigError, ContextTooLong, InferenceError
+from rag_fti.errors import ConfigError, ContextTooLong, EngineDown, InferenceError
 from rag_fti.models.control_tokens import COMMON, defuse
 from rag_fti.protocols import Cancellation, Generation, GenerationRequest, Message
 
@@ -34,6 +34,7 @@ _TOKENS_PER_MESSAGE = 8
 _CONNECT_SECONDS = 5.0
 _LONGEST_PAUSE_SECONDS = 20.0
 _SHOWN_CHARS = 300
+_BROKEN_OFF = frozenset({"content_filter", "abort", "error"})
 _RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 _TOO_LONG = (
     "context_length",  # OpenAI, llama-cpp-python
@@ -122,6 +123,8 @@ class RemoteGenerator:
         retries: Further tries after a timeout, 429 or server error, with growing pauses.
         context_window: Most tokens of prompt and answer together.
         concurrency: Requests in flight at once.
+        max_tokens_field: What the server calls the limit of the answer.
+        sends_sampling: Whether ``temperature`` and ``top_p`` are sent.
         breaker: Shared state about the server's health.
     """
 
@@ -135,12 +138,16 @@ class RemoteGenerator:
         retries: int = 2,
         context_window: int = 8192,
         concurrency: int = 16,
+        max_tokens_field: str = "max_tokens",
+        sends_sampling: bool = True,
         breaker: CircuitBreaker | None = None,
     ) -> None:
         self._base_url = base_url.rstrip("/")
         self._model = model
         self._retries = retries
         self._context_window = context_window
+        self._max_tokens_field = max_tokens_field
+        self._sends_sampling = sends_sampling
         self._breaker = breaker or CircuitBreaker()
         self._slots = asyncio.Semaphore(concurrency)
         self._client = httpx.AsyncClient(
@@ -285,6 +292,13 @@ class RemoteGenerator:
     def _generation(
         self, request: GenerationRequest, text: str, reason: str, usage: Mapping[str, Any]
     ) -> Generation:
+        if reason in _BROKEN_OFF:
+            raise InferenceError(f"The server of {self._model} broke its answer off: {reason}.")
+        if reason == "length" and not text.strip():
+            raise InferenceError(
+                f"{self._model} used up {request.max_tokens} tokens before its answer began.",
+                next_step="Raise inference.max_tokens, or turn the model's thinking off.",
+            )
         prompt = usage.get("prompt_tokens")
         completion = usage.get("completion_tokens")
         return Generation(
@@ -298,10 +312,10 @@ class RemoteGenerator:
         body: dict[str, Any] = {
             "model": self._model,
             "messages": list(defuse(request.messages, COMMON)),
-            "max_tokens": request.max_tokens,
-            "temperature": request.temperature,
-            "top_p": request.top_p,
+            self._max_tokens_field: request.max_tokens,
         }
+        if self._sends_sampling:
+            body |= {"temperature": request.temperature, "top_p": request.top_p}
         if request.stop:
             body["stop"] = list(request.stop)
         if request.seed is not None:
@@ -321,7 +335,7 @@ class RemoteGenerator:
         while True:
             wait = self._breaker.wait_seconds()
             if wait:
-                raise InferenceError(
+                raise EngineDown(
                     f"The server of {self._model} has failed several times in a row; it is tried "
                     f"again in {math.ceil(wait)} s.",
                     next_step="Check the server named in generator.base_url.",
@@ -384,7 +398,8 @@ class RemoteGenerator:
             403: "Set the environment variable named in generator.api_key_env.",
             404: "Check generator.model and generator.base_url.",
         }
-        return InferenceError(
+        kind = EngineDown if status in hints else InferenceError
+        return kind(
             f"The server of {self._model} refuses the request: {problem}",
             next_step=hints.get(status, ""),
         )
@@ -449,4 +464,6 @@ def build_remote_generator(
         retries=config.retries,
         context_window=config.context_window,
         concurrency=config.concurrency,
+        max_tokens_field=config.max_tokens_field,
+        sends_sampling=config.send_sampling,
     )

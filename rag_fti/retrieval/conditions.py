@@ -180,6 +180,8 @@ class _Reader:
                 self._literal("text")
             self._expect(")", "a parenthesis is not closed")
             return _FUNCTIONS[name]
+        if token.text.startswith('"'):  # the store takes it for a text and finds nothing
+            raise self._bad(f"write the column {name} without double quotes")
         if token.kind not in ("word", "column"):
             raise self._bad(f"{token.text!r} stands where a column should")
         return _kinds().get(name, "unknown")

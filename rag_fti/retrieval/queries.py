@@ -10,6 +10,9 @@ import numpy as np
 
 from rag_fti.protocols import Embedder, EmbedderFingerprint, Vectors
 
+LONGEST_REMEMBERED = 2000
+"""Characters; what is longer is somebody's document, not a question that is asked again."""
+
 _Key = tuple[EmbedderFingerprint, str, str]
 
 
@@ -60,7 +63,9 @@ class QueryVectors:
                 found[key] = np.array(row, dtype=np.float32)  # a copy, so that the batch can go
                 found[key].setflags(write=False)
             with self._lock:
-                self._vectors.update((key, found[key]) for key in missing)
+                self._vectors.update(
+                    (key, found[key]) for key in missing if len(key[-1]) <= LONGEST_REMEMBERED
+                )
                 while len(self._vectors) > self._size:
                     self._vectors.popitem(last=False)
         return [found[key] for key in keys]

@@ -22,6 +22,9 @@ from rag_fti.schemas import Hit, Ranking
 Mode = Literal["hybrid", "vector", "text"]
 
 _SEARCH_THREADS = 8
+_SEARCHED_CHARS = 4000
+"""Most of a question that full text looks for, from its end: each word costs time, and nobody can
+stop a search that runs."""
 _SEARCH_TRIES = 3
 
 
@@ -211,7 +214,7 @@ class Retriever:
         # Full text needs no vector: it is searched while the questions are embedded.
         by_text = [
             self._searchers.submit(
-                self.store.rank_text, question, k=depth, where=where, at=snapshot
+                self.store.rank_text, question[-_SEARCHED_CHARS:], k=depth, where=where, at=snapshot
             )
             if mode != "vector" and question.strip()
             else None

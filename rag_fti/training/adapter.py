@@ -80,6 +80,8 @@ def add_adapter(
 
 
 def _targets(model: Any, targets: str | tuple[str, ...], last_layers: int) -> str | list[str]:
+    if isinstance(targets, str) and targets != ALL_LINEAR:
+        targets = (targets,)  # a name of modules; peft reads a bare text as a pattern of full paths
     if not last_layers:
         return targets if isinstance(targets, str) else list(targets)
     first = model.config.num_hidden_layers - last_layers

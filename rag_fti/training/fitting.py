@@ -131,6 +131,8 @@ class FitOptions:
     compile: bool
     liger: bool
     trackers: tuple[str, ...] = ()
+    keep_best: bool = True
+    """Put the weights of the least validation loss back; off where few rows would decide."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class FitResult:
     """One entry per logged step (``loss``, ``grad_norm``, ``learning_rate``) and per validation
     (``eval_loss``), each with ``step`` and ``epoch``."""
     best_step: int = 0
-    """Step of the least validation loss; its weights are what the model has now."""
+    """Step whose weights the model has now: that of the least validation loss, or the last."""
     stopped_early: bool = False
     seconds: float = 0.0
     """Time spent in steps, without validation, checkpoints and set-up, of this process."""
@@ -241,7 +243,7 @@ def fit(
     # The other processes of a distributed run publish nothing and keep what they have.
     best = (
         watch.restore_best(trainer.model, trainer.state.log_history)
-        if processes.is_main_process
+        if processes.is_main_process and options.keep_best
         else 0
     )
     return FitResult(

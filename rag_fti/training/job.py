@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,8 @@ logger = logging.getLogger(__name__)
 
 _CPU_ROWS = 4
 _EMBEDDED_LAYERS = 2
+FEW_VALIDATION_ROWS = 16
+"""Fewer say more about themselves than about a model: they stop no run and choose no weights."""
 _FITS = "fits.json"
 """Beside the checkpoints: the examples per forward pass that fit into memory."""
 
@@ -205,14 +207,15 @@ def run_job(
     peak = peak_flops(device)
     per_token = flops_per_token(model, length=mean_length)
     losses = result.losses()
-    validations = result.validation_losses()
+    validations = dict(result.validation_losses())
+    validated = validations.get(result.best_step)
     metrics: dict[str, Any] = {
         "steps": result.steps,
         "best_step": result.best_step,
         "stopped_early": result.stopped_early,
         "train_loss_first": round(losses[0][1], 4) if losses else None,
         "train_loss_last": round(losses[-1][1], 4) if losses else None,
-        "validation_loss": round(min(v for _, v in validations), 4) if validations else None,
+        "validation_loss": None if validated is None else round(validated, 4),
         "train_examples": len(data.examples),
         "validation_examples": len(held.examples),
         "too_long": data.too_long + held.too_long,
@@ -310,6 +313,10 @@ def _fit_within_memory(
     micro = options.micro_batch_size or most
     found = work / _FITS
     processes = int(os.environ.get("WORLD_SIZE", "1"))
+    fit_options = _fit_options(options, device, dtype)
+    if len(held.examples) < FEW_VALIDATION_ROWS:
+        # Which weights are best would be decided by which rows these are.
+        fit_options = replace(fit_options, keep_best=False, early_stopping=0)
     if resume and options.auto_batch_size and found.is_file():
         micro = int(json.loads(found.read_text(encoding="utf-8"))["micro_batch_size"])
     while True:
@@ -338,7 +345,7 @@ def _fit_within_memory(
                 run.validation,
                 collate=run.collate,
                 schedule=run.schedule,
-                options=_fit_options(options, device, dtype),
+                options=fit_options,
                 work=work,
                 resume=resume,
                 progress=progress,
@@ -372,11 +379,13 @@ def _fit_pairs(
             next_step="Build a dataset with the feedback generator once answers were corrected "
             "by users, or train with training.objective=sft.",
         )
+    most = options.batch_size if device == "cuda" else min(_CPU_ROWS, options.batch_size)
     schedule = plan_schedule(
         rows=len(pairs),
         examples=len(pairs),
         batch_size=options.batch_size,
-        micro_batch_size=options.micro_batch_size,
+        # A pair is two rows.
+        micro_batch_size=options.micro_batch_size or max(1, most // 2),
         epochs=options.epochs,
         min_steps=options.min_steps,
         max_steps=options.max_steps,

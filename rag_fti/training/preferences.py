@@ -90,9 +90,10 @@ def completion_log_probabilities(model: Any, batch: Mapping[str, Tensor]) -> Ten
     ).logits
     targets = batch["labels"][:, 1:]
     counted = targets != IGNORED
-    log_probabilities = functional.log_softmax(logits[:, :-1].float(), dim=-1)
-    picked = log_probabilities.gather(2, targets.clamp(min=0)[..., None])[..., 0]
-    return (picked * counted).sum(dim=1)
+    # Only where a token counts: the prompts times the vocabulary would be gigabytes.
+    scores = functional.log_softmax(logits[:, :-1][counted].float(), dim=-1)
+    picked = scores.gather(1, targets[counted][:, None])[:, 0]
+    return picked.new_zeros(len(targets)).index_add(0, counted.nonzero()[:, 0], picked)
 
 
 def reference_log_probabilities(model: Any, batch: Mapping[str, Tensor]) -> Tensor:

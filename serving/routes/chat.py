@@ -149,7 +149,7 @@ def record(
         settings={
             "route": "chat",
             "requested_model": body.model,
-            "stream": body.stream,
+            "stream": bool(body.stream),
             "turns": len(body.messages),
             **asked(
                 services.settings,

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from rag_fti import schemas
-from rag_fti.errors import StoreError
+from rag_fti.errors import IncompatibleArtifact, StoreError
 from rag_fti.feature_store import FeatureStore
 from rag_fti.feature_store.indexes import SearchPolicy
 from tests.feature_store.conftest import DIMENSION, FINGERPRINT, rows_of
@@ -26,6 +26,13 @@ def fill(store: FeatureStore, start: int, count: int) -> np.ndarray:
         pa.Table.from_pylist(chunks, schema=schemas.chunks_schema(DIMENSION)),
     )
     return vectors.astype(np.float32)
+
+
+def test_a_full_text_index_keeps_its_language(store: FeatureStore) -> None:
+    store.prepare(FINGERPRINT, language="German", stemming=True)
+    store.prepare(FINGERPRINT, language="German", stemming=True)
+    with pytest.raises(IncompatibleArtifact, match="German with stemming, the configuration asks"):
+        store.prepare(FINGERPRINT, language="English", stemming=True)
 
 
 def test_below_the_threshold_search_is_exact(store: FeatureStore) -> None:

@@ -314,6 +314,62 @@ def test_two_files_that_swap_their_contents(store: FeatureStore) -> None:
     check_against_disk(store, ["a.md", "b.md"])
 
 
+@pytest.mark.parametrize("shared", ["", "the same last words.\n"])
+def test_two_equal_files_that_both_change(store: FeatureStore, shared: str) -> None:
+    files = ["a.md", "b.md"]
+    for file in files:
+        Path(file).write_text(f"# Equal\n\nwords of both.\n\n# End\n\n{shared}")
+    make_ingestor(store).ingest(files)
+    for file in files:
+        Path(file).write_text(f"# Changed\n\nwords of {file}.\n\n# End\n\n{shared}")
+    make_ingestor(store).ingest(files)
+    check_against_disk(store, files)
+
+
+def test_files_that_break_alike_keep_their_last_good_state(store: FeatureStore) -> None:
+    Path("a.json").write_text('{"colour": "vermilion"}')
+    Path("b.json").write_text('{"colour": "turquoise"}')
+    make_ingestor(store).ingest(["a.json", "b.json"])
+    for file in ("a.json", "b.json"):
+        Path(file).write_text('{"colour": ')
+    totals = make_ingestor(store).ingest(["a.json", "b.json"], prune=True)
+    assert (sorted(totals.failures), totals.added) == (["a.json", "b.json"], 0)
+    assert sources_of(store) == ["a.json", "b.json"]
+
+
+def test_a_copy_of_a_document_whose_own_file_broke(store: FeatureStore) -> None:
+    Path("a.json").write_text('{"colour": "vermilion"}')
+    make_ingestor(store).ingest(["a.json"])
+    shutil.copy("a.json", "copy.json")
+    Path("a.json").write_text('{"colour": ')
+    for added in (1, 0):
+        totals = make_ingestor(store).ingest(["a.json", "copy.json"])
+        assert (list(totals.failures), totals.added) == (["a.json"], added)
+        (row,) = store.documents().to_pylist()
+        assert sorted(row["sources"]) == ["a.json", "copy.json"]
+
+
+def test_a_pattern_prunes_only_what_it_matches(store: FeatureStore) -> None:
+    Path("docs/sub").mkdir(parents=True)
+    for file in ("docs/a.md", "docs/b.md", "docs/sub/c.md"):
+        Path(file).write_text(f"words of {file}\n")
+    make_ingestor(store).ingest(["docs"])
+    Path("docs/b.md").unlink()
+    make_ingestor(store).ingest(["docs/*.md"], prune=True)
+    assert sources_of(store) == ["docs/a.md", "docs/sub/c.md"]
+
+
+def test_a_dry_run_says_what_prune_would_remove(store: FeatureStore) -> None:
+    write_corpus(Path("docs"), documents=2)
+    make_ingestor(store).ingest(["docs"])
+    shutil.rmtree("docs")
+    for dry in (True, False):
+        ingestor = make_ingestor(store)
+        work = ingestor.preview if dry else ingestor.ingest
+        totals = work(["docs"], prune=True)
+        assert (totals.deleted, totals.failures) == (2, {})
+
+
 def check_against_disk(store: FeatureStore, files: list[str]) -> None:
     """Every file is one source of one document with its text; nothing else is stored."""
     rows = store.documents().to_pylist()

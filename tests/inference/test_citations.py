@@ -184,6 +184,18 @@ def test_what_is_shown_while_writing_adds_up_to_the_answer(
         assert DOCUMENT[citation.start : citation.end] == citation.text
 
 
+def test_what_a_model_thought_is_neither_shown_nor_cited() -> None:
+    reply = "<think>Passage [2] says nothing. Passage [1] has it.</think>\n\nAda keeps the key [1]"
+    shown = AnswerStream(known=2)
+    pieces = [shown.push(character) for character in reply]
+    settled = settle(reply, HITS, restore=False)
+    assert (
+        "".join([*pieces, *shown.finish(settled.text)]) == settled.text == "Ada keeps the key [1]"
+    )
+    assert [citation.marker for citation in settled.citations] == [1]
+    assert settle("<think>Passage [1] has", HITS, restore=False).abstained
+
+
 def test_reference_marks_of_a_document_are_cited_to_the_character() -> None:
     text = "A windlass is a machine [1] that lifts anchors."
     held = replace(hit("c", 0.5), start=100, end=100 + len(text), text=text)

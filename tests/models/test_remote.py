@@ -85,6 +85,10 @@ class Upstream:
         usage = {"prompt_tokens": 11, "completion_tokens": 4}
         if not body.get("stream"):
             choice = {"message": {"content": "".join(words)}, "finish_reason": "stop"}
+            if step == "filtered":
+                choice["finish_reason"] = "content_filter"
+            if step == "only thought":
+                choice = {"message": {"content": None}, "finish_reason": "length"}
             text = (
                 "nope" if step == "garbage" else json.dumps({"choices": [choice], "usage": usage})
             )
@@ -199,16 +203,30 @@ def test_a_refusal_is_not_tried_again(
     assert len(upstream.seen) == 1
 
 
-@pytest.mark.parametrize("problem", ["broken", "error", "garbage"])
+@pytest.mark.parametrize("problem", ["broken", "error", "garbage", "filtered", "only thought"])
 def test_half_an_answer_is_never_taken_for_a_whole_one(
     upstream: Upstream, generator: RemoteGenerator, problem: str
 ) -> None:
     upstream.plan = [problem]
     with pytest.raises(InferenceError):
-        if problem == "garbage":
+        if problem not in ("broken", "error"):
             generator.generate([ASKED])
         else:
             list(generator.stream(ASKED))
+
+
+def test_models_that_take_no_sampling_parameters(upstream: Upstream) -> None:
+    generator = RemoteGenerator(
+        base_url=upstream.url,
+        model="thinker",
+        max_tokens_field="max_completion_tokens",
+        sends_sampling=False,
+    )
+    generator.generate([ASKED])
+    generator.close()
+    sent = upstream.seen[0]
+    assert sent["max_completion_tokens"] == 9
+    assert not {"max_tokens", "temperature", "top_p"} & set(sent)
 
 
 def test_cancelling_closes_the_stream(upstream: Upstream, generator: RemoteGenerator) -> None:

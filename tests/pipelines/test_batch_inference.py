@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +12,7 @@ import pytest
 
 from pipelines import batch_inference
 from rag_fti.config import Settings, load_settings
-from rag_fti.errors import ConfigError, ContractViolation, SourceError, StoreError
+from rag_fti.errors import ConfigError, ContractViolation, EngineDown, SourceError, StoreError
 from rag_fti.feature_store import FeatureStore
 from rag_fti.inference import build_engine
 from tests.inference.corpus import CORPUS, FirstSentence, HashEmbedder, fill
@@ -146,6 +146,23 @@ def test_one_bad_question_does_not_take_the_others_down(
     assert [row["question_id"] for row in rows if row["error"]] == ["long"]
     assert "tokens" in rows[-1]["error"]
     assert summary.contract["missed"] == ["failures"]
+
+
+def test_an_engine_that_is_down_ends_a_run_that_can_go_on(answer: Answerer, tmp_path: Path) -> None:
+    class Down(FirstSentence):
+        def generate(self, requests: Any) -> Any:
+            if len(self.answered) >= 2:
+                raise EngineDown("The server has failed several times in a row.")
+            self.answered += requests
+            return super().generate(requests)
+
+        answered: ClassVar[list[Any]] = []
+
+    with pytest.raises(EngineDown):
+        answer(Down())
+    assert not (tmp_path / "out.jsonl").exists()
+    summary = answer()
+    assert (summary.failed, summary.resumed) == (0, 2)
 
 
 def test_a_failing_store_is_not_a_failed_question(answer: Answerer, store: FeatureStore) -> None:

@@ -102,11 +102,19 @@ def test_missing_inputs_are_named(tmp_path: Path, llama: Path) -> None:
 
 
 def test_a_few_validation_rows_are_not_compared_with_other_rows() -> None:
-    losses = {"train_loss_first": 1.0, "train_loss_last": 0.6, "validation_loss": 1.4}
-    assert training.reached_loss({**losses, "validation_examples": 1}) == 0.6
-    assert training.reached_loss({**losses, "validation_examples": 40}) == 1.4
-    none = {**losses, "validation_loss": None, "validation_examples": 0}
-    assert training.reached_loss(none) is None
+    metrics = {"steps": 30, "validation_loss": 1.4, "validation_examples": 1}
+    assert training.reached_loss(metrics, last=0.6, least_steps=20) == 0.6
+    many = {**metrics, "validation_examples": 40}
+    assert training.reached_loss(many, last=0.6, least_steps=20) == 1.4
+    assert training.reached_loss({**many, "validation_loss": None}, last=1, least_steps=20) is None
+    assert training.reached_loss({**many, "steps": 2}, last=1, least_steps=20) is None
+
+
+def test_single_rows_decide_nothing() -> None:
+    hard, easy = [3.0, 0.1] * 50, [0.05, 1.0] * 50
+    assert training.ends_of([*hard, *easy], batch_size=1) == pytest.approx((1.55, 0.525), abs=0.05)
+    assert training.ends_of([3.0, 1.0], batch_size=16) == (3.0, 1.0)
+    assert training.ends_of([2.0], batch_size=1) == (2.0, 2.0)
 
 
 def test_a_run_that_got_worse_shows_its_losses_and_their_curve(tmp_path: Path, llama: Path) -> None:

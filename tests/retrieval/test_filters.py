@@ -58,6 +58,7 @@ def test_no_collections_means_nothing_not_everything() -> None:
         "",
         "NOT",
         "page",
+        "\"source\" = 'docs/a.md'",
         "page >",
         "(" * 200 + "true" + ")" * 200,
     ],

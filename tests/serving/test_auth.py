@@ -332,6 +332,12 @@ def test_foreign_hosts_and_origins_are_refused(start: Start) -> None:
         friend = post(Origin="https://friend.example")
         assert friend.status_code == 200
         assert friend.headers["access-control-allow-origin"] == "https://friend.example"
+        asking = {
+            "Origin": "https://friend.example",
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization, x-stainless-os, x-request-id",
+        }
+        assert client.options("/v1/chat/completions", headers=asking).status_code == 200
         for origin in (
             "https://evil.example",
             "null",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -28,8 +29,8 @@ def parse_csv(data: bytes, limits: Limits, media_type: str) -> Parsed:
 
 
 def _delimiter(text: str, default: str) -> str:
-    sample = text[:20_000]
-    counts = {mark: sample.split("\n")[0].count(mark) for mark in (default, ";", "\t", "|")}
+    lines = re.sub(r'"[^"]*"', "", text[:20_000]).split("\n")[:20]  # titles may come first
+    counts = {mark: sum(mark in line for line in lines) for mark in (default, ";", "\t", "|")}
     best = max(counts, key=lambda mark: counts[mark])
     return best if counts[best] else default
 

@@ -36,8 +36,11 @@ class Found:
     """Names of documents with their paths, sorted within every given path; archives as a whole.
     A name is not always a path: names of files need not be valid text."""
     roots: list[str] = field(default_factory=list)
-    """Given directories, files and patterns; documents below them that are not among the
-    sources are gone."""
+    """Given directories and files; documents below them that are not among the sources are
+    gone."""
+    patterns: list[str] = field(default_factory=list)
+    """Given glob patterns; documents that they match and that are not among the sources are
+    gone."""
     failures: dict[str, str] = field(default_factory=dict)
     """Given paths that lead nowhere, with the reason."""
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -82,12 +85,13 @@ def _behind(
         yield given, path
         return
     root = source_name(path)
-    found.roots.append(root)
+    pattern = glob.has_magic(given) and not path.exists()
+    (found.patterns if pattern else found.roots).append(root)
     if path.is_dir():
         yield from _walk(path, found, include, exclude)
     elif path.exists():
         yield root, path
-    elif glob.has_magic(given):
+    elif pattern:
         matches = sorted(glob.glob(given, recursive=True))  # noqa: PTH207 - keeps names as given
         if not matches:
             found.failures[root] = "no file matches this pattern"
@@ -124,16 +128,27 @@ def matches_any(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
 
 
-def is_below(source: str, roots: Sequence[str]) -> bool:
-    """Whether a document's source lies in, or is, one of the given roots."""
+def is_below(source: str, roots: Sequence[str], *, patterns: Sequence[str] = ()) -> bool:
+    """Whether a document's source lies in, or is, one of the given roots, or fits a pattern."""
     for root in roots:
-        if source == root or source.startswith((f"{root.rstrip('/')}/", f"{root}{MEMBER}")):
+        inside = f"{root.rstrip('/')}/"
+        if source == root or source.startswith(f"{root}{MEMBER}"):
             return True
-        if root == "." and not source.startswith(("/", "../")):
+        if source.startswith(inside) and not source.startswith(f"{inside}../"):
             return True
-        if glob.has_magic(root) and fnmatch.fnmatch(source, root):
+        if root == "." and not is_url(source) and not source.startswith(("/", "../")):
             return True
-    return False
+    path = source.partition(MEMBER)[0].split("/")
+    return any(_fits(path, pattern.split("/")) for pattern in patterns)
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path fits a glob pattern, part by part: ``*`` crosses no slash, ``**`` does."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_fits(parts[n:], pattern[1:]) for n in range(len(parts) + 1))
+    return bool(parts) and fnmatch.fnmatch(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
 
 
 def read_stdin(limits: Limits, *, name: str) -> LoadTask:

@@ -85,7 +85,7 @@ def fetch(url: str, limits: Limits, *, resolve: Resolve = resolve_public) -> Loa
                 raise SourceError(f"not a web address: {error}") from error
             except httpx.HTTPError as error:
                 raise SourceError(f"cannot be fetched: {error or type(error).__name__}") from error
-            if not response.is_redirect:
+            if not response.has_redirect_location:
                 break
             target = str(httpx.URL(target).join(response.headers["location"]))
         else:
@@ -112,7 +112,7 @@ def _get(
     response = client.send(request, stream=True)
     try:
         body = bytearray()
-        if response.is_redirect:
+        if response.has_redirect_location:
             return response, b""
         for block in response.iter_bytes():
             body += block

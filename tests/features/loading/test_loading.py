@@ -133,6 +133,7 @@ def test_titles_above_a_spreadsheet_are_not_its_column_names() -> None:
     [
         ("a.csv", b"item,count\nbolt,12\n"),
         ("a.csv", b"item;count\r\nbolt;12\r\n"),
+        ("a.csv", b"\xef\xbb\xbfitem;count\nbolt;12\n"),
         ("a.tsv", b"item\tcount\nbolt\t12\n"),
         ("a.csv", "item,count\nbolt,12\n".encode("utf-16")),
     ],
@@ -278,6 +279,11 @@ def test_rich_text() -> None:
     assert loaded("a.rtf", data).text == "Café €\n\nSecond"
 
 
+def test_a_line_above_the_columns_does_not_decide_what_separates_them() -> None:
+    text = loaded("a.csv", b"Prices 2024\nName;Price\nPump;1,5\nValve;2,25\n").text
+    assert "Name: Pump; Price: 1,5" in text
+
+
 def test_front_matter_gives_the_title_and_stays_in_the_text() -> None:
     text = "---\ntitle: Real title\n---\n\n# Heading\n"
     found = loaded("a.md", text.encode())
@@ -390,7 +396,12 @@ def test_what_lies_below_a_root() -> None:
     assert is_below("d/a.md", ["d"])
     assert is_below("d/x.zip!/a.md", ["d/x.zip"])
     assert is_below("a.md", ["."])
-    assert is_below("d/a.md", ["d/*.md"])
+    assert is_below("d/a.md", [], patterns=["d/*.md"])
+    assert is_below("d/e/f/a.md", [], patterns=["d/**/*.md"])
+    assert not is_below("d/e/a.md", [], patterns=["d/*.md"])
+    assert not is_below("notes1.md", ["notes[1].md"])
+    assert not is_below("https://host/a.md", ["."])
+    assert not is_below("../../other/a.md", [".."])
     assert not is_below("dd/a.md", ["d"])
     assert not is_below("../a.md", ["."])
 

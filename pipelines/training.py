@@ -33,6 +33,8 @@ PIPELINE = "training"
 _COMPARED_ROWS = 64
 """Training rows whose mean loss stands for a run's start and its end."""
 _CALIBRATION_ROWS = 400
+_LEAST_UNANSWERABLE = 16
+"""Validation questions without an answer, below which the model's own abstentions stand."""
 
 
 def _finite_loss(facts: Mapping[str, Any]) -> Outcome:
@@ -330,7 +332,11 @@ def _calibrate(
         max_tokens=settings.inference.max_tokens,
         progress=progress,
     )
-    return calibrate(replies, max_false_abstention=settings.training.max_false_abstention)
+    return calibrate(
+        replies,
+        max_false_abstention=settings.training.max_false_abstention,
+        least_unanswerable=_LEAST_UNANSWERABLE,
+    )
 
 
 def _challenge(

@@ -98,6 +98,7 @@ class TrainingConfig(Section):
     """Validation questions that are answered before and after, for the report."""
     max_false_abstention: Annotated[float, Field(ge=0, le=1)] = 0.1
     """The version is calibrated to withhold its least confident answers, as many as leave at most
-    this share of the answerable validation questions unanswered."""
+    this share of the answerable validation questions unanswered; with fewer than 16 unanswerable
+    ones the model's own abstentions stand."""
     trackers: tuple[Literal["tensorboard", "mlflow"], ...] = ()
     """Experiment trackers to report to."""

@@ -67,13 +67,17 @@ class Calibration:
         return found
 
 
-def calibrate(replies: Sequence[Reply], *, max_false_abstention: float) -> Calibration:
+def calibrate(
+    replies: Sequence[Reply], *, max_false_abstention: float, least_unanswerable: int = 0
+) -> Calibration:
     """The threshold that withholds most, as far as answerable questions are not hurt too often.
 
     Args:
         replies: What the model said to questions it was not trained on.
         max_false_abstention: Most answerable questions that may go unanswered, as a share. Where
             the model alone abstains from more, or no question is answerable, the threshold is 0.
+        least_unanswerable: Unanswerable questions below which the threshold is 0 too: what it
+            would gain cannot be seen, what it costs is sure.
     """
     curve = risk_coverage(replies)
     without = curve[0]
@@ -82,7 +86,8 @@ def calibrate(replies: Sequence[Reply], *, max_false_abstention: float) -> Calib
         for point in curve
         if point.false_abstention is not None and point.false_abstention <= max_false_abstention
     ]
-    chosen = allowed[-1] if allowed else without
+    unanswerable = sum(not reply.answerable for reply in replies)
+    chosen = allowed[-1] if allowed and unanswerable >= least_unanswerable else without
     return Calibration(
         abstain_below=chosen.threshold,
         max_false_abstention=max_false_abstention,

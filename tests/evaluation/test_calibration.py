@@ -56,6 +56,13 @@ def test_as_much_is_withheld_as_is_allowed() -> None:
     assert two.without.coverage == 7 / 8
 
 
+def test_a_few_unanswerable_questions_move_no_threshold() -> None:
+    replies = [Reply(n / 20, 1.0, answerable=n > 3, abstained=False) for n in range(20)]
+    assert calibrate(replies, max_false_abstention=0.1, least_unanswerable=4).abstain_below > 0
+    few = calibrate(replies, max_false_abstention=0.1, least_unanswerable=5)
+    assert (few.abstain_below, few.chosen) == (0.0, few.without)
+
+
 def test_a_model_that_abstains_too_often_gets_no_threshold() -> None:
     shy = [Reply(0.1, 0.0, answerable=True, abstained=True), told(0.9, 1.0), told(0.8, 0.0)]
     assert calibrate(shy, max_false_abstention=0.1).abstain_below == 0.0

@@ -102,7 +102,7 @@ ACCEPTED = [
     "source LIKE 'red%' AND page IS NULL",
     "source NOT LIKE '%.pdf' OR NOT (tokens > -1)",
     "title IN ('red', 'it''s') AND ordinal BETWEEN 0 AND 3",
-    "start >= 0 AND end < 1000 AND `source` <> 'x' AND \"title\" != 'x'",
+    "start >= 0 AND end < 1000 AND `source` <> 'x' AND `title` != 'x'",
     "SOURCE ilike '%RED%' AND TRUE",
     "lower(title) = 'red' AND length(text) > 3 AND char_length(text) <= 4000",
     "starts_with(source, 'red') AND ends_with(source, 'md') AND contains(text, 'password')",

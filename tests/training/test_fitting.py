@@ -59,12 +59,13 @@ def train(
     *,
     resume: bool = False,
     progress: Progress | None = None,
+    held: int = 6,
     **changes: Any,
 ) -> JobResult:
     return run_job(
         base,
         make_rows(24),
-        make_rows(6, 1000),
+        make_rows(held, 1000),
         options=replace(OPTIONS, **changes),
         work=work,
         resume=resume,
@@ -126,13 +127,20 @@ def test_a_killed_run_resumes_to_the_same_losses(tiny_llama: Path, tmp_path: Pat
 def test_the_best_weights_are_kept_and_training_stops_early(
     tiny_llama: Path, tmp_path: Path
 ) -> None:
-    result = train(
-        tiny_llama, tmp_path, max_steps=400, learning_rate=5e-2, early_stopping=2, epochs=50
-    )
+    changes = {"max_steps": 400, "learning_rate": 5e-2, "early_stopping": 2, "epochs": 50}
+    result = train(tiny_llama, tmp_path, held=16, **changes)
     losses = dict(result.fit.validation_losses())
     assert result.fit.stopped_early and result.fit.steps < 400
     assert result.fit.best_step == min(losses, key=lambda step: losses[step])
     assert len([step for step in losses if step > result.fit.best_step]) == 2
+
+
+def test_a_few_validation_rows_choose_no_weights(tiny_llama: Path, tmp_path: Path) -> None:
+    changes = {"max_steps": 40, "learning_rate": 5e-2, "early_stopping": 1, "epochs": 50}
+    result = train(tiny_llama, tmp_path, held=15, **changes)
+    losses = dict(result.fit.validation_losses())
+    assert (result.fit.steps, result.fit.best_step, result.fit.stopped_early) == (40, 40, False)
+    assert result.metrics["validation_loss"] == round(losses[40], 4)
 
 
 @pytest.mark.parametrize(
@@ -143,8 +151,8 @@ def test_the_best_weights_are_kept_and_training_stops_early(
 def test_a_run_that_was_killed_after_its_last_step_is_not_trained_further(
     tiny_llama: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    ended = train(tiny_llama, tmp_path, epochs=50, **changes)
-    again = train(tiny_llama, tmp_path, epochs=50, resume=True, **changes)
+    ended = train(tiny_llama, tmp_path, epochs=50, held=16, **changes)
+    again = train(tiny_llama, tmp_path, epochs=50, held=16, resume=True, **changes)
     assert again.fit.losses() == ended.fit.losses()
     assert again.fit.validation_losses() == ended.fit.validation_losses()
     assert again.fit.steps == ended.fit.steps and again.fit.best_step == ended.fit.best_step

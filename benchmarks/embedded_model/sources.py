@@ -67,9 +67,9 @@ def sentences(text: str) -> list[str]:
     return [part for part in (p.strip() for p in parts) if len(part.split()) >= 4]
 
 
-def held_out(document: str) -> bool:
-    """Whether a document belongs to the development split (a fixed twentieth of them)."""
-    return int(hashlib.sha256(document.encode()).hexdigest(), 16) % _DEV_SHARE == 0
+def held_out(document: str, *, one_in: int = _DEV_SHARE) -> bool:
+    """Whether a document belongs to the development split (always the same share of them)."""
+    return int(hashlib.sha256(document.encode()).hexdigest(), 16) % one_in == 0
 
 
 def _grams(text: str) -> Iterator[tuple[str, ...]]:

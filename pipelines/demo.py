@@ -31,6 +31,10 @@ from rag_fti.progress import Progress, Silent
 CHECKOUT = Path(__file__).resolve().parents[1]
 SAMPLE = Path("data/sample")
 SERVER_START_SECONDS = 120.0
+MOST_EXAMPLES = 1000
+MOST_QUESTIONS = 150
+"""Held-out questions, and rows of the test split, that the demo judges by; all of them with
+``rag-fti evaluate assistant@champion evaluation.questions='["data/sample/questions.jsonl"]'``."""
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Never by way of the environment's proxy: the server is on this machine."""
 SHOWN = ("q101", "q154", "q066")
@@ -93,7 +97,7 @@ def run(settings: Settings, *, progress: Progress | None = None) -> Summary:
         f"    {dataset['dataset']} from snapshot {dataset['snapshot']}: {dataset['splits']}"
     )
 
-    settings = updated(settings, "training", {"dataset": dataset["dataset"]})
+    settings = updated(settings, "training", {"dataset": dataset["dataset"], "epochs": 1.0})
     progress.note(f"3/5 Training pipeline: LoRA on {dataset['dataset']}")
     done["training"] = training.run(settings, resume=True, reuse=True, progress=progress).to_dict()
     version = f"{done['training']['model']}@{done['training']['version']}"
@@ -129,13 +133,22 @@ def find_sample() -> Path:
 
 
 def with_sample(settings: Settings, questions: Path) -> Settings:
-    """Settings that train on the sample's questions and judge on the held-out ones."""
+    """Settings that train on the sample's questions and judge on the held-out ones.
+
+    On as many of both as take two cores four minutes.
+    """
     settings = updated(
         settings,
         "dataset",
-        {"pairs": (questions,), "evaluation_questions": (questions,)},
+        {
+            "pairs": (questions,),
+            "evaluation_questions": (questions,),
+            "max_examples": MOST_EXAMPLES,
+        },
     )
-    return updated(settings, "evaluation", {"questions": (questions,)})
+    return updated(
+        settings, "evaluation", {"questions": (questions,), "max_questions": MOST_QUESTIONS}
+    )
 
 
 def updated(settings: Settings, section: str, values: Mapping[str, Any]) -> Settings:

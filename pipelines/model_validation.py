@@ -257,6 +257,7 @@ def _items(
         # Pinned once: an ingest in between must not let one model see what another did not.
         at=store.resolve(settings.inference.follow),
         progress=progress,
+        seed=config.seed,
     )
     if not config.test_split:
         return
@@ -269,7 +270,9 @@ def _items(
         # Trained elsewhere, or on a store that is gone: the question files have to do.
         progress.note(f"no test split, and training rows may be unknown: {error}")
         return
-    yield from items_of_test_split(dataset, most=config.max_questions, at=snapshot)
+    yield from items_of_test_split(
+        dataset, most=config.max_questions, at=snapshot, seed=config.seed
+    )
 
 
 def _seen(settings: Settings, version: ModelVersion, items: Sequence[Item]) -> int | str:

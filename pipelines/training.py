@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +45,9 @@ def _finite_loss(facts: Mapping[str, Any]) -> Outcome:
 
 def _something_learnt(facts: Mapping[str, Any]) -> Outcome:
     first, reached = facts["first_loss"], facts["reached_loss"]
-    # Losses of different rows: a little more is no sign of anything.
+    # A little more is no sign of anything: model validation judges by answers.
     ok = reached is None or reached <= first * 1.05 + 0.05
-    return Outcome(ok, reached, f"about the first training loss, {first}, or less")
+    return Outcome(ok, reached, f"about the loss before training, {first}, or less")
 
 
 CONTRACT = Contract(
@@ -106,8 +106,8 @@ CONTRACT = Contract(
         ),
         Check(
             "something was learnt",
-            "the validation loss kept is not above the first training loss (of a few validation "
-            "rows that says nothing: then the last training loss is not)",
+            "the validation loss kept is not above that of before training (of a few validation "
+            "rows that says nothing: then the last training loss is not above the first)",
             _something_learnt,
             "Look at the curve, loss.png beside the run's checkpoints in <storage.root>/training: "
             "lower training.learning_rate, or train longer (training.epochs, training.max_steps).",
@@ -228,12 +228,13 @@ def run(
     )
     metrics = result.metrics
     rows = metrics["train_examples"] + metrics["validation_examples"]
-    first, last = ends_of([loss for _, loss in result.fit.losses()], config.batch_size)
+    ends = ends_of([loss for _, loss in result.fit.losses()], config.batch_size)
+    first, reached = compared_losses(metrics, ends=ends, least_steps=config.min_steps)
     facts = {
         "last_loss": metrics["train_loss_last"],
         "too_long_share": metrics["too_long"] / max(1, rows + metrics["too_long"]),
         "first_loss": first,
-        "reached_loss": reached_loss(metrics, last=last, least_steps=config.min_steps),
+        "reached_loss": reached,
     }
     contract.hold(facts)
     if not _first_process():
@@ -299,43 +300,61 @@ def ends_of(losses: Sequence[float], batch_size: int) -> tuple[float, float]:
     return sum(losses[:count]) / count, sum(losses[-count:]) / count
 
 
-def reached_loss(metrics: Mapping[str, Any], *, last: float, least_steps: int) -> float | None:
-    """The loss that tells whether a run got better; None where none does.
+def compared_losses(
+    metrics: Mapping[str, Any], *, ends: tuple[float, float], least_steps: int
+) -> tuple[float, float | None]:
+    """The losses before and after that tell whether a run got better; after is None where none do.
 
-    That of a few validation rows depends on which they are more than on what was learnt: the last
-    training losses stand in for it. After a handful of steps nothing can be told.
+    They are those of the same validation rows. A few of them tell which rows they are more than
+    what was learnt: the training losses stand in then. After a handful of steps nothing tells.
 
     Args:
         metrics: Of the run.
-        last: Mean of the last training losses.
+        ends: Mean of the first and of the last training losses.
         least_steps: Steps below which the run only tries things out.
     """
     from rag_fti.training.job import FEW_VALIDATION_ROWS
 
+    first, last = ends
     if metrics["validation_loss"] is None or metrics["steps"] < least_steps:
-        return None
-    few = metrics["validation_examples"] < FEW_VALIDATION_ROWS
-    return last if few else float(metrics["validation_loss"])
+        return first, None
+    before = metrics["validation_loss_before"]
+    if before is None or metrics["validation_examples"] < FEW_VALIDATION_ROWS:
+        return first, last
+    return float(before), float(metrics["validation_loss"])
 
 
 def _calibrate(
     settings: Settings, dataset: DatasetVersion, result: JobResult, progress: Progress
 ) -> Calibration:
-    """Fit the confidence below which this version's answers are withheld."""
-    from rag_fti.evaluation.calibration import calibrate
-    from rag_fti.training.replies import validation_replies
+    """Fit how readily this version abstains, and below which confidence it is withheld."""
+    from rag_fti.evaluation.calibration import calibrate, fit_abstain_bias
+    from rag_fti.training.replies import abstention_margins, validation_replies
 
+    rows = dataset.rows("validation").to_pylist()[:_CALIBRATION_ROWS]
+    most = settings.training.max_false_abstention
+    margins = abstention_margins(result.model, result.tokenizer, rows)
     replies = validation_replies(
         result.model,
         result.tokenizer,
-        dataset.rows("validation").to_pylist()[:_CALIBRATION_ROWS],
+        rows,
         max_tokens=settings.inference.max_tokens,
         progress=progress,
+        abstain_bias=-math.inf if margins else 0.0,
     )
+    bias = fit_abstain_bias(
+        margins, replies, max_false_abstention=most, least_unanswerable=_LEAST_UNANSWERABLE
+    )
+    if margins:
+        replies = [
+            replace(reply, abstained=reply.abstained or margin + (bias or 0.0) > 0)
+            for reply, margin in zip(replies, margins, strict=True)
+        ]
     return calibrate(
         replies,
-        max_false_abstention=settings.training.max_false_abstention,
+        max_false_abstention=most,
         least_unanswerable=_LEAST_UNANSWERABLE,
+        abstain_bias=bias,
     )
 
 

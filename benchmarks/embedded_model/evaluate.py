@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, SuppressTokensAtBeginLogitsProcessor
 
 from benchmarks.embedded_model.sources import data_root
 from rag_fti import prompts
@@ -74,9 +74,14 @@ def exact(said: str, answer: str) -> bool:
 
 @torch.inference_mode()
 def reply_all(
-    model: Any, tokenizer: Any, questions: Sequence[Question], *, batch_size: int = 16
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    *,
+    batch_size: int = 16,
+    always_answer: bool = False,
 ) -> list[Reply]:
-    """Greedy replies, batched by length."""
+    """Greedy replies, batched by length; with ``always_answer`` none is an abstention."""
     encoded = [
         prompts.prompt_token_ids(tokenizer, prompts.answer_messages(q.question, q.passages))
         for q in questions
@@ -86,17 +91,18 @@ def reply_all(
     for first in range(0, len(order), batch_size):
         rows = order[first : first + batch_size]
         batch = tokenizer.pad({"input_ids": [encoded[i] for i in rows]}, return_tensors="pt")
+        length = batch["input_ids"].shape[1]
+        never = SuppressTokensAtBeginLogitsProcessor([model.config.abstain_id], length)
         result = model.generate(
             **batch.to(model.device),
+            logits_processor=[never] if always_answer else [],
             max_new_tokens=48,
             do_sample=False,
             return_dict_in_generate=True,
             output_logits=True,
         )
         abstain = result.logits[0].float().softmax(dim=-1)[:, model.config.abstain_id]
-        texts = tokenizer.batch_decode(
-            result.sequences[:, batch["input_ids"].shape[1] :], skip_special_tokens=True
-        )
+        texts = tokenizer.batch_decode(result.sequences[:, length:], skip_special_tokens=True)
         for row, text, probability in zip(rows, texts, abstain.tolist(), strict=True):
             found[row] = Reply(text.strip(), probability)
     return [found[i] for i in range(len(encoded))]
@@ -231,6 +237,43 @@ def sweep(model: Any, tokenizer: Any, sets: dict[str, list[Question]]) -> list[d
     return rows
 
 
+NEAR_MISSES = {
+    "written": "near_written",
+    "written_multi": "near_written_multi",
+    "multi": "absent",
+    "gold": "absent_1_near",
+    "gold_among_4_near": "absent_4_near",
+}
+"""Kinds with an answer, and those like them without."""
+
+
+def apart(model: Any, tokenizer: Any, sets: dict[str, list[Question]]) -> list[dict[str, Any]]:
+    """Reading and abstaining each for itself.
+
+    F1 of a model that may not abstain, and how well its probability of abstaining tells the near
+    misses: the area under the ROC curve.
+    """
+    replies = {
+        name: reply_all(model, tokenizer, questions, always_answer=True)
+        for name, questions in sets.items()
+    }
+    rows = []
+    for name, questions in sets.items():
+        if not any(question.answers for question in questions):
+            continue
+        scores = score(questions, replies[name], threshold=2.0)
+        row: dict[str, Any] = {"kind": name, "n": len(questions)}
+        row |= {key: round(scores[key], 3) for key in ("f1", "em", "cited_gold")}
+        if near := replies.get(NEAR_MISSES.get(name, "")):
+            told = [reply.abstain_probability for reply in replies[name]]
+            pairs = [
+                (t < n.abstain_probability, t == n.abstain_probability) for t in told for n in near
+            ]
+            row["auc"] = round(sum(less + same / 2 for less, same in pairs) / len(pairs), 3)
+        rows.append(row)
+    return rows
+
+
 def speed(model: Any, tokenizer: Any, questions: Sequence[Question]) -> dict[str, float]:
     """Seconds to the first token and tokens per second after it, one request at a time."""
     first, later, count = 0.0, 0.0, 0
@@ -266,6 +309,9 @@ def main() -> None:
     )
     parser.add_argument("--speed", action="store_true", help="time single requests instead")
     parser.add_argument("--sweep", action="store_true", help="abstention by threshold instead")
+    parser.add_argument(
+        "--apart", action="store_true", help="reading and abstaining each for itself instead"
+    )
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -290,6 +336,10 @@ def main() -> None:
     if options.sweep:
         for row in sweep(model, tokenizer, sets):
             print(" ".join(f"{k}={v:.3f}" for k, v in row.items()))
+        return
+    if options.apart:
+        for row in apart(model, tokenizer, sets):
+            print(json.dumps(row), flush=True)
         return
     for name, questions in sets.items():
         if options.speed:

@@ -397,11 +397,15 @@ def _render_training(summary: Mapping[str, Any]) -> str:
     metrics = summary["metrics"]
     best = metrics["best_step"]
     chosen = f" (weights of step {best})" if best < metrics["steps"] else ""
+    before = metrics["validation_loss_before"]
+    losses = f"{metrics['validation_loss']}" + ("" if before is None else f" (before: {before})")
+    # A run that was killed after its last step resumes with no step left to time.
+    speed = summary["tokens_per_second"]
+    timed = f"{speed:,.0f} tokens/s, " if speed else ""
     return (
         f"Published {summary['model']}@{summary['version']} as challenger: {summary['path']}\n"
         f"  {metrics['steps']} steps{chosen} on {summary['dataset']}, validation loss "
-        f"{metrics['validation_loss']}, {summary['tokens_per_second']:,.0f} tokens/s, "
-        f"{summary['seconds']:.0f} s\n"
+        f"{losses}, {timed}{summary['seconds']:.0f} s\n"
         f"Next: rag-fti evaluate {summary['model']}@{summary['version']}"
     )
 

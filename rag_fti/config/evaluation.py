@@ -73,7 +73,7 @@ class EvaluationConfig(Section):
     test_split: bool = True
     """Also use the test split of the version's dataset."""
     max_questions: Annotated[int, Field(ge=0)] = 0
-    """Most questions per source; 0 is all."""
+    """Most questions per source, drawn by ``seed``; 0 is all."""
     bootstrap_samples: Annotated[int, Field(ge=100, le=100_000)] = 2000
     """Resamples for confidence intervals."""
     gates: tuple[GateConfig, ...] = DEFAULT_GATES
@@ -81,4 +81,4 @@ class EvaluationConfig(Section):
     promote: bool = True
     """Move ``champion`` when all gates hold."""
     seed: int = 17
-    """Seed of resampling."""
+    """Seed of resampling and drawing."""

@@ -21,7 +21,7 @@ class LoraSection(Section):
     targets: str | tuple[str, ...] = "all-linear"
     """Modules that get an adapter; ``all-linear`` is every linear layer but the head."""
     last_layers: Annotated[int, Field(ge=0)] | None = None
-    """Adapt only the last layers; 0 adapts all. Layers below need no backward pass. By default 2
+    """Adapt only the last layers; 0 adapts all. Layers below need no backward pass. By default 4
     for the embedded model and all for any other."""
     dora: bool = False
     """Weight-decomposed variant (Liu et al. 2024)."""
@@ -97,8 +97,9 @@ class TrainingConfig(Section):
     samples: Annotated[int, Field(ge=0, le=100)] = 4
     """Validation questions that are answered before and after, for the report."""
     max_false_abstention: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """The version is calibrated to withhold its least confident answers, as many as leave at most
-    this share of the answerable validation questions unanswered; with fewer than 16 unanswerable
-    ones the model's own abstentions stand."""
+    """The version is calibrated to abstain so readily that most validation questions are replied
+    to rightly, or, where it has no abstention token, to withhold its least confident answers: in
+    both cases so that at most this share of the answerable ones goes unanswered. With fewer than
+    16 unanswerable ones the model's own abstentions stand."""
     trackers: tuple[Literal["tensorboard", "mlflow"], ...] = ()
     """Experiment trackers to report to."""

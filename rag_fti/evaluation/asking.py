@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from rag_fti.evaluation.questions import read_questions, supporting_chunks
 from rag_fti.evaluation.scoring import Judged, judge
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rag_fti.datasets import DatasetVersion
 
 TEST_SPLIT = "test split"
+Drawn = TypeVar("Drawn")
 
 
 class Answers(Protocol):
@@ -66,7 +68,13 @@ class Asked:
 
 
 def items_of_files(
-    files: Sequence[Path], *, held_out_only: bool, most: int, at: str, progress: Progress
+    files: Sequence[Path],
+    *,
+    held_out_only: bool,
+    most: int,
+    at: str,
+    progress: Progress,
+    seed: int = 0,
 ) -> Iterator[Item]:
     """Questions of files.
 
@@ -76,6 +84,7 @@ def items_of_files(
         most: Most questions of a file; 0 takes all.
         at: State of the store to ask.
         progress: Told of questions that cannot be judged.
+        seed: Decides which are taken.
 
     Raises:
         SourceError: If a file is wrong.
@@ -92,7 +101,7 @@ def items_of_files(
                 f"{path}: {len(questions) - len(judgeable)} questions without an accepted answer, "
                 "and not marked unanswerable, cannot be judged and are left out"
             )
-        for question in judgeable[: most or None]:
+        for question in drawn(judgeable, most, seed=seed):
             yield Item(
                 id=f"{source}:{question.id}",
                 source=source,
@@ -104,16 +113,19 @@ def items_of_files(
             )
 
 
-def items_of_test_split(dataset: DatasetVersion, *, most: int, at: str) -> Iterator[Item]:
+def items_of_test_split(
+    dataset: DatasetVersion, *, most: int, at: str, seed: int = 0
+) -> Iterator[Item]:
     """Questions of a dataset's test split, searched in what their contexts were found in.
 
     Args:
         dataset: The dataset.
         most: Most questions; 0 takes all.
         at: State of the store to ask.
+        seed: Decides which are taken.
     """
     collection = str((dataset.manifest.get("settings") or {}).get("collection") or "")
-    for row in dataset.rows("test").to_pylist()[: most or None]:
+    for row in drawn(dataset.rows("test").to_pylist(), most, seed=seed):
         yield Item(
             id=f"test:{row['example_id']}",
             source=TEST_SPLIT,
@@ -125,6 +137,19 @@ def items_of_test_split(dataset: DatasetVersion, *, most: int, at: str) -> Itera
             at=at,
             collection=collection,
         )
+
+
+def drawn(items: Sequence[Drawn], most: int, *, seed: int) -> Sequence[Drawn]:
+    """At most so many, in their order: the first ones would be those of a file's first documents.
+
+    Args:
+        items: What to draw from.
+        most: How many; 0 keeps all.
+        seed: Decides which.
+    """
+    if not most or len(items) <= most:
+        return items
+    return [items[n] for n in sorted(random.Random(seed).sample(range(len(items)), most))]
 
 
 def ask(

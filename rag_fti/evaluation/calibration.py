@@ -58,6 +58,8 @@ class Calibration:
     """The model's own abstentions alone."""
     curve: tuple[Operation, ...]
     """Every threshold that changes something, from 0 on."""
+    abstain_bias: float = 0.0
+    """Added to the logit of abstaining, here and in serving."""
 
     def to_dict(self, *, curve: bool = True) -> dict[str, Any]:
         """JSON-ready form, with or without the curve."""
@@ -67,8 +69,52 @@ class Calibration:
         return found
 
 
+def fit_abstain_bias(
+    margins: Sequence[float],
+    replies: Sequence[Reply],
+    *,
+    max_false_abstention: float,
+    least_unanswerable: int = 0,
+) -> float | None:
+    """What to add to the logit of abstaining so that most replies are right.
+
+    Right is an answer by its score, and an abstention from an unanswerable question. A confidence
+    threshold can only withhold; this gives back answers too.
+
+    Args:
+        margins: Of each question, by how much the logit of abstaining exceeds the next one.
+        replies: What the model says to each when it may not abstain.
+        max_false_abstention: Most answerable questions that may go unanswered, as a share.
+        least_unanswerable: Unanswerable questions below which nothing is fitted: what abstaining
+            gains cannot be seen then.
+
+    Returns:
+        The number to add, or None where nothing was fitted.
+    """
+    answerable = np.array([reply.answerable for reply in replies], dtype=bool)
+    if not len(margins) or (~answerable).sum() < max(1, least_unanswerable):
+        return None
+    margin, score = np.asarray(margins), np.array([reply.score for reply in replies])
+    steps = np.unique(margin)
+    # From never abstaining on, so that of equals the one that abstains least is taken.
+    limits = [steps[-1] + 1.0, *((steps[:-1] + steps[1:]) / 2)[::-1], steps[0] - 1.0]
+    best, bias = -1.0, 0.0
+    for limit in limits:
+        abstains = margin > limit
+        if answerable.any() and abstains[answerable].mean() > max_false_abstention:
+            break
+        right = float(score[answerable & ~abstains].sum() + abstains[~answerable].sum())
+        if right > best:
+            best, bias = right, -float(limit)
+    return bias
+
+
 def calibrate(
-    replies: Sequence[Reply], *, max_false_abstention: float, least_unanswerable: int = 0
+    replies: Sequence[Reply],
+    *,
+    max_false_abstention: float,
+    least_unanswerable: int = 0,
+    abstain_bias: float | None = None,
 ) -> Calibration:
     """The threshold that withholds most, as far as answerable questions are not hurt too often.
 
@@ -78,6 +124,8 @@ def calibrate(
             the model alone abstains from more, or no question is answerable, the threshold is 0.
         least_unanswerable: Unanswerable questions below which the threshold is 0 too: what it
             would gain cannot be seen, what it costs is sure.
+        abstain_bias: Fitted by :func:`fit_abstain_bias`, and in the replies: it then decides, and
+            the threshold is 0.
     """
     curve = risk_coverage(replies)
     without = curve[0]
@@ -87,7 +135,8 @@ def calibrate(
         if point.false_abstention is not None and point.false_abstention <= max_false_abstention
     ]
     unanswerable = sum(not reply.answerable for reply in replies)
-    chosen = allowed[-1] if allowed and unanswerable >= least_unanswerable else without
+    fits = allowed and unanswerable >= least_unanswerable and abstain_bias is None
+    chosen = allowed[-1] if fits else without
     return Calibration(
         abstain_below=chosen.threshold,
         max_false_abstention=max_false_abstention,
@@ -96,6 +145,7 @@ def calibrate(
         chosen=chosen,
         without=without,
         curve=tuple(curve),
+        abstain_bias=abstain_bias or 0.0,
     )
 
 

@@ -151,6 +151,7 @@ def _open_version(
         dtype=config.dtype,
         max_batch=config.max_batch,
         threads=config.threads,
+        abstain_bias=float((version.manifest.get("calibration") or {}).get("abstain_bias", 0.0)),
     )
     expected = version.manifest.get("prompt_digest")
     actual = prompts.prompt_digest(generator.chat_template, retrieval_settings(settings))

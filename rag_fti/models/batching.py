@@ -98,6 +98,7 @@ class RowSampler(LogitsProcessor):  # type: ignore[misc]
     Args:
         jobs: One per row.
         abstain_id: Token whose first-step probability lowers the confidence, or None.
+        abstain_bias: Added to that token's first logit for the choice, and to nothing else.
         never_first: Tokens that no answer begins with. What the model gave them stays in the
             confidence: an answer it was kept from beginning wrongly is one it is less sure of.
     """
@@ -108,10 +109,12 @@ class RowSampler(LogitsProcessor):  # type: ignore[misc]
         *,
         abstain_id: int | None,
         device: str,
+        abstain_bias: float = 0.0,
         never_first: Sequence[int] = (),
     ) -> None:
         self._jobs = jobs
         self._abstain_id = abstain_id
+        self._abstain_bias = abstain_bias
         self._never_first = torch.tensor(list(never_first), dtype=torch.int64, device=device)
         self._first = True
         self._random: dict[int, torch.Generator] = {}
@@ -128,6 +131,9 @@ class RowSampler(LogitsProcessor):  # type: ignore[misc]
         allowed = scores
         if self._first and len(self._never_first):
             allowed = scores.index_fill(1, self._never_first, -torch.inf)
+        if self._first and self._abstain_id is not None and self._abstain_bias:
+            allowed = allowed.clone()
+            allowed[:, self._abstain_id] += self._abstain_bias
         self._first = False
         choices = allowed.argmax(dim=-1)
         for row, random in self._random.items():

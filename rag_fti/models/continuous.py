@@ -28,16 +28,25 @@ class ContinuousBatch:
         rows: Most rows.
         pad_id: Token id of padding.
         abstain_id: Token whose first-step probability lowers the confidence, or None.
+        abstain_bias: Added to that token's first logit for the choice, and to nothing else.
         device: Torch device name.
     """
 
     def __init__(
-        self, model: Any, *, rows: int, pad_id: int, abstain_id: int | None, device: str
+        self,
+        model: Any,
+        *,
+        rows: int,
+        pad_id: int,
+        abstain_id: int | None,
+        device: str,
+        abstain_bias: float = 0.0,
     ) -> None:
         self._model = model
         self._rows = rows
         self._pad_id = pad_id
         self._abstain_id = abstain_id
+        self._abstain_bias = abstain_bias
         self._device = device
         self._keyword = cache_keyword(model)
         self.jobs: list[Job] = []
@@ -66,7 +75,11 @@ class ContinuousBatch:
         for job in jobs:
             if job.request.temperature > 0:
                 self._random[id(job)] = new_random(job.request, self._device)
-        tokens = self._deliver(jobs, logits)
+        allowed = logits
+        if self._abstain_id is not None and self._abstain_bias:
+            allowed = logits.clone()
+            allowed[:, self._abstain_id] += self._abstain_bias
+        tokens = self._deliver(jobs, logits, allowed)
         stay = [row for row, job in enumerate(jobs) if not job.done]
         if stay:
             if len(stay) < len(jobs):
@@ -85,7 +98,7 @@ class ContinuousBatch:
         ids = torch.tensor(self._last, device=self._device)[:, None]
         positions = (self._mask.sum(dim=1) - 1)[:, None]
         logits = self._forward(ids, self._mask, positions, self._cache)
-        self._last = self._deliver(self.jobs, logits)
+        self._last = self._deliver(self.jobs, logits, logits)
         gone = [row for row, job in enumerate(self.jobs) if job.done]
         if gone:
             self._take_out(gone)
@@ -103,13 +116,13 @@ class ContinuousBatch:
         result: Tensor = output.logits[:, -1].float()
         return result
 
-    def _deliver(self, jobs: Sequence[Job], logits: Tensor) -> list[int]:
-        """Choose each row's token and pass it on."""
-        choices = logits.argmax(dim=-1)
+    def _deliver(self, jobs: Sequence[Job], logits: Tensor, allowed: Tensor) -> list[int]:
+        """Choose each row's token by ``allowed`` and pass it on."""
+        choices = allowed.argmax(dim=-1)
         for row, job in enumerate(jobs):
             random = self._random.get(id(job))
             if random is not None:
-                choices[row] = sample(logits[row], job.request, random)
+                choices[row] = sample(allowed[row], job.request, random)
         record(jobs, logits, choices)
         tokens: list[int] = choices.tolist()
         for row, job in enumerate(jobs):

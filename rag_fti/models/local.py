@@ -49,6 +49,8 @@ class LocalGenerator:
         max_batch: Most requests computed together.
         threads: Processor threads of the worker; 0 leaves the choice to torch.
         continuous: Let requests join and leave a running batch where the model supports it.
+        abstain_bias: Added to the first logit of the token that is the whole abstention, where the
+            tokenizer has one: below 0 the model abstains less often.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class LocalGenerator:
         max_batch: int = 16,
         threads: int = 0,
         continuous: bool = True,
+        abstain_bias: float = 0.0,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -76,7 +79,8 @@ class LocalGenerator:
             for token in (tokenizer.pad_token_id, tokenizer.bos_token_id)
             if token is not None
         )
-        self._abstain_id = _single_token(tokenizer, prompts.ABSTENTION)
+        self._abstain_id = single_token(tokenizer, prompts.ABSTENTION)
+        self._abstain_bias = abstain_bias
         self._control = control_pattern(tokenizer)
         self._context_window = _context_window(model, tokenizer)
         self._continuous = (
@@ -85,6 +89,7 @@ class LocalGenerator:
                 rows=max_batch,
                 pad_id=self._pad_id,
                 abstain_id=self._abstain_id,
+                abstain_bias=abstain_bias,
                 device=self._device,
             )
             if continuous and supports_joining(model, device=self._device)
@@ -301,6 +306,7 @@ class LocalGenerator:
                     RowSampler(
                         jobs,
                         abstain_id=self._abstain_id,
+                        abstain_bias=self._abstain_bias,
                         device=self._device,
                         never_first=self._never_first,
                     )
@@ -323,6 +329,7 @@ def load_local_generator(
     dtype: str = "auto",
     max_batch: int = 16,
     threads: int = 0,
+    abstain_bias: float = 0.0,
 ) -> LocalGenerator:
     """A generator from a base model directory and, optionally, a LoRA adapter.
 
@@ -336,6 +343,7 @@ def load_local_generator(
         dtype: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
         max_batch: Most requests computed together.
         threads: CPU threads of the model; 0 leaves the choice to torch.
+        abstain_bias: See :class:`LocalGenerator`.
 
     Raises:
         ModelNotFound: If model or tokenizer cannot be read.
@@ -352,7 +360,12 @@ def load_local_generator(
         if adapter is not None:
             model = model.merge_and_unload().eval()
     return LocalGenerator(
-        model=model, tokenizer=tokenizer, name=name, max_batch=max_batch, threads=threads
+        model=model,
+        tokenizer=tokenizer,
+        name=name,
+        max_batch=max_batch,
+        threads=threads,
+        abstain_bias=abstain_bias,
     )
 
 
@@ -385,7 +398,8 @@ def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(found)
 
 
-def _single_token(tokenizer: Any, text: str) -> int | None:
+def single_token(tokenizer: Any, text: str) -> int | None:
+    """The token that is the whole text, or None where it takes several."""
     encoded = tokenizer(text, add_special_tokens=False)["input_ids"]
     return int(encoded[0]) if len(encoded) == 1 else None
 

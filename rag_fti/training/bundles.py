@@ -70,6 +70,7 @@ _SLURM = """\
 #SBATCH --time=04:00:00
 #SBATCH --signal=B:TERM@120
 #SBATCH --requeue
+#SBATCH --open-mode=append
 # Submit from the bundle's directory. A job that is pre-empted or reaches its time limit is queued
 # again and goes on from the last complete checkpoint.
 set -euo pipefail

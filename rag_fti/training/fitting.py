@@ -142,7 +142,7 @@ class FitResult:
     steps: int
     history: list[dict[str, float]] = field(default_factory=list)
     """One entry per logged step (``loss``, ``grad_norm``, ``learning_rate``) and per validation
-    (``eval_loss``), each with ``step`` and ``epoch``."""
+    (``eval_loss``), each with ``step`` and ``epoch``; step 0 is the model before training."""
     best_step: int = 0
     """Step whose weights the model has now: that of the least validation loss, or the last."""
     stopped_early: bool = False
@@ -159,7 +159,7 @@ class FitResult:
         return [(int(e["step"]), e["loss"]) for e in self.history if "loss" in e]
 
     def validation_losses(self) -> list[tuple[int, float]]:
-        """Validation loss by step."""
+        """Validation loss by step, 0 before training."""
         return [(int(e["step"]), e["eval_loss"]) for e in self.history if "eval_loss" in e]
 
 
@@ -206,6 +206,8 @@ def fit(
     watch = _Watch(options, schedule, work, progress)
     meter = _Meter(collate)
     arguments = _arguments(options, schedule, work, evaluates=bool(validation))
+    # A resumed run has the losses of before training in its history.
+    arguments.eval_on_start = arguments.eval_strategy != "no" and checkpoint is None
     trainer = _Trainer(
         loss,
         model=model,
@@ -308,12 +310,18 @@ def _ended(checkpoint: Path, schedule: Schedule, options: FitOptions) -> Trainer
 
 
 def _best_evaluation(history: Sequence[Mapping[str, float]]) -> tuple[int, int]:
-    """Step of the least validation loss, and how many validations came after it."""
-    entries = [(entry["eval_loss"], entry["step"]) for entry in history if "eval_loss" in entry]
+    """Step of the least validation loss, not of before training, and how many came after it."""
+    entries = _evaluations(history)
     if not entries:
         return 0, 0
     _, best = min(entries)
-    return int(best), sum(1 for _, step in entries if step > best)
+    return best, sum(1 for _, step in entries if step > best)
+
+
+def _evaluations(history: Sequence[Mapping[str, float]]) -> list[tuple[float, int]]:
+    """Validation loss and step, without that of before training."""
+    found = [(e["eval_loss"], int(e["step"])) for e in history if "eval_loss" in e]
+    return [(loss, step) for loss, step in found if step]
 
 
 def _load_adapter(model: Any, checkpoint: Path) -> None:
@@ -433,6 +441,9 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any
     ) -> None:
+        if not state.global_step:
+            self._progress.note(f"before training: validation loss {metrics['eval_loss']:.4f}")
+            return
         best_step, since = _best_evaluation(state.log_history)
         if best_step == state.global_step and state.is_world_process_zero:
             self._store_best(kwargs["model"], state.global_step, metrics["eval_loss"])
@@ -470,7 +481,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         from peft import set_peft_model_state_dict
         from safetensors import safe_open
 
-        entries = [(e["eval_loss"], int(e["step"])) for e in history if "eval_loss" in e]
+        entries = _evaluations(history)
         target = self._work / "best.safetensors"
         if not entries or not target.is_file():
             return 0
@@ -534,6 +545,8 @@ def _arguments(
         data_seed=options.seed,
         use_cpu=options.device == "cpu",
         dataloader_pin_memory=cuda,
+        # Every adapter weight gets a gradient; looking for those without one costs each step.
+        ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         train_sampling_strategy="sequential",
         label_names=["labels"],

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CPU_ROWS = 4
-_EMBEDDED_LAYERS = 2
+_EMBEDDED_LAYERS = 4
 FEW_VALIDATION_ROWS = 16
 """Fewer say more about themselves than about a model: they stop no run and choose no weights."""
 _FITS = "fits.json"
@@ -208,13 +208,14 @@ def run_job(
     per_token = flops_per_token(model, length=mean_length)
     losses = result.losses()
     validations = dict(result.validation_losses())
-    validated = validations.get(result.best_step)
+    validated, untrained = validations.get(result.best_step), validations.get(0)
     metrics: dict[str, Any] = {
         "steps": result.steps,
         "best_step": result.best_step,
         "stopped_early": result.stopped_early,
         "train_loss_first": round(losses[0][1], 4) if losses else None,
         "train_loss_last": round(losses[-1][1], 4) if losses else None,
+        "validation_loss_before": None if untrained is None else round(untrained, 4),
         "validation_loss": None if validated is None else round(validated, 4),
         "train_examples": len(data.examples),
         "validation_examples": len(held.examples),

@@ -101,6 +101,7 @@ def _calibration_table(calibration: Calibration) -> dict[str, Any]:
     return {
         "validation questions": calibration.questions,
         "area under the risk-coverage curve": calibration.aurc,
+        "added to the logit of abstaining": round(calibration.abstain_bias, 3),
         "withheld below": calibration.abstain_below,
         "with this threshold": {key: getattr(calibration.chosen, key) for key in shown},
         "without": {key: getattr(calibration.without, key) for key in shown},

@@ -11,6 +11,7 @@ from rag_fti.evaluation.calibration import (
     area,
     calibrate,
     draw_risk_coverage,
+    fit_abstain_bias,
     risk_coverage,
 )
 
@@ -95,3 +96,40 @@ def test_rounding_does_not_withhold_the_surest() -> None:
     found = calibrate(replies, max_false_abstention=0.1)
     withheld = [reply for reply in replies if reply.confidence < found.abstain_below]
     assert len(withheld) <= 1
+
+
+def test_abstaining_is_made_as_easy_as_gets_most_replies_right() -> None:
+    # Margin of abstaining, what the answer is worth if it may not abstain.
+    told_apart = [(2.0, None), (1.5, 1.0), (1.0, None), (0.5, 1.0), (0.4, 1.0), (-3.0, 1.0)]
+    margins = [margin for margin, _ in told_apart]
+    replies = [Reply(0.5, s or 0.0, s is not None, abstained=False) for _, s in told_apart]
+
+    def right(bias: float) -> float:
+        return sum(
+            float(not reply.answerable) if margin + bias > 0 else reply.score
+            for margin, reply in zip(margins, replies, strict=True)
+        )
+
+    for most, wanted in ((1.0, 5.0), (0.25, 5.0), (0.0, 5.0)):
+        bias = fit_abstain_bias(margins, replies, max_false_abstention=most)
+        assert bias is not None and right(bias) == wanted > right(0.0) == 3.0
+    assert -2.0 < bias < -1.5  # of equals the one that abstains least
+
+
+def test_no_more_answers_go_than_allowed_and_few_questions_fit_nothing() -> None:
+    margins = [3.0, 2.0, 1.0, 0.5, 0.1]
+    replies = [told(0.5, 0.0)] * 2 + [told(0.5, 0.0, answerable=False)] * 3
+    bias = fit_abstain_bias(margins, replies, max_false_abstention=0.5)
+    assert bias is not None and sum(margin + bias > 0 for margin in margins) <= 1
+    freely = fit_abstain_bias(margins, replies, max_false_abstention=1.0)
+    assert freely is not None and all(margin + freely > 0 for margin in margins)
+    few = {"max_false_abstention": 1.0, "least_unanswerable": 4}
+    assert fit_abstain_bias(margins, replies, **few) is None
+    assert fit_abstain_bias([], replies, max_false_abstention=1.0) is None
+    assert fit_abstain_bias(margins[:2], replies[:2], max_false_abstention=1.0) is None
+
+
+def test_a_fitted_bias_sets_no_threshold() -> None:
+    found = calibrate(REPLIES, max_false_abstention=0.5, abstain_bias=-0.7)
+    assert found.abstain_below == 0 and found.abstain_bias == -0.7
+    assert calibrate(REPLIES, max_false_abstention=0.5).abstain_below > 0

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from rag_fti.errors import SourceError
+from rag_fti.evaluation.asking import items_of_files
 from rag_fti.evaluation.questions import (
     read_questions,
     same_source,
     supporting_chunks,
     supports,
 )
+from rag_fti.progress import Silent
 from rag_fti.schemas import Hit
 
 
@@ -142,3 +145,23 @@ def test_the_words_of_a_span_must_stand_together() -> None:
         "From 2025 it will cost more. It was 1990 when, for years, the 35 runs to town ended."
     )
     assert not supports(hit(scattered), span)
+
+
+def test_fewer_questions_come_from_the_whole_file(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"id": f"q{n}", "question": f"What is {n}?", "answers": [str(n)]})
+        for n in range(100)
+    ]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+    def asked(seed: int, most: int = 20) -> list[int]:
+        items = items_of_files(
+            [path], held_out_only=True, most=most, at="1", progress=Silent(), seed=seed
+        )
+        return [int(item.question[8:-1]) for item in items]
+
+    some = asked(1)
+    assert len(some) == 20 and some == sorted(set(some))
+    assert max(some) > 50 and some == asked(1) != asked(2)
+    assert asked(1, most=0) == list(range(100))

@@ -408,3 +408,26 @@ def test_the_chance_of_abstaining_lowers_the_confidence() -> None:
     abstains = float(chances[tokenizer.convert_tokens_to_ids(prompts.ABSTENTION)])
     assert made.confidence == pytest.approx(float(chances.max()) * (1 - abstains), rel=1e-4)
     generator.close()
+
+
+@pytest.mark.parametrize("continuous", [True, False])
+def test_a_bias_decides_whether_it_abstains_and_not_how_sure_it_is(continuous: bool) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([prompts.ABSTENTION])
+    model = tiny_model(len(tokenizer))
+
+    def said(bias: float) -> Generation:
+        generator = LocalGenerator(
+            model=model, tokenizer=tokenizer, name="tiny", continuous=continuous, abstain_bias=bias
+        )
+        try:
+            (made,) = generator.generate([request("who knows", max_tokens=1)])
+        finally:
+            generator.close()
+        return made
+
+    plain, never, always = said(0.0), said(-math.inf), said(50.0)
+    assert plain == never != always
+    assert prompts.is_abstention(always.text)
+    assert always.confidence is not None and plain.confidence is not None
+    assert always.confidence < plain.confidence

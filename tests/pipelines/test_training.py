@@ -102,12 +102,16 @@ def test_missing_inputs_are_named(tmp_path: Path, llama: Path) -> None:
 
 
 def test_a_few_validation_rows_are_not_compared_with_other_rows() -> None:
-    metrics = {"steps": 30, "validation_loss": 1.4, "validation_examples": 1}
-    assert training.reached_loss(metrics, last=0.6, least_steps=20) == 0.6
-    many = {**metrics, "validation_examples": 40}
-    assert training.reached_loss(many, last=0.6, least_steps=20) == 1.4
-    assert training.reached_loss({**many, "validation_loss": None}, last=1, least_steps=20) is None
-    assert training.reached_loss({**many, "steps": 2}, last=1, least_steps=20) is None
+    few = {"steps": 30, "validation_loss_before": 2, "validation_loss": 1.4,
+           "validation_examples": 1}  # fmt: skip
+    ends = (0.9, 0.6)
+    assert training.compared_losses(few, ends=ends, least_steps=20) == (0.9, 0.6)
+    many = {**few, "validation_examples": 40}
+    assert training.compared_losses(many, ends=ends, least_steps=20) == (2, 1.4)
+    unjudged = {**many, "validation_loss": None}
+    assert training.compared_losses(unjudged, ends=ends, least_steps=20) == (0.9, None)
+    tried = {**many, "steps": 2}
+    assert training.compared_losses(tried, ends=ends, least_steps=20) == (0.9, None)
 
 
 def test_single_rows_decide_nothing() -> None:
@@ -128,7 +132,7 @@ def test_a_run_that_got_worse_shows_its_losses_and_their_curve(tmp_path: Path, l
     settings = settings_for(
         tmp_path, tmp_path / "able", learning_rate=0.9, max_steps=3, samples=0, warmup_share=0
     )
-    with pytest.raises(ContractViolation, match=r"first training loss, \d") as caught:
+    with pytest.raises(ContractViolation, match=r"loss before training, \d") as caught:
         training.run(settings)
     assert "loss.png" in caught.value.next_step
     (curve,) = (tmp_path / "training").glob("assistant-*/loss.png")

@@ -431,6 +431,12 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
         for key in ("loss", "eval_loss", "grad_norm"):
             if key in logs and not math.isfinite(logs[key]):
+                if not state.global_step:
+                    raise TrainingError(
+                        f"{key} is {logs[key]} before training; nothing was published.",
+                        next_step="The base model gives no finite loss on the validation rows: use "
+                        "training.dtype=float32, or another base model.",
+                    )
                 raise TrainingError(
                     f"{key} is {logs[key]} at step {state.global_step}; nothing was published.",
                     next_step="Lower training.learning_rate, or use training.dtype=float32; "

@@ -101,7 +101,7 @@ def test_a_copy_of_the_embedded_model_is_trained_as_the_embedded_model(
     options = configured_options(
         TrainingConfig(base_model=str(copy.location)), base_reference=copy.reference
     )
-    assert options.lora.last_layers == 2
+    assert options.lora.last_layers == 4
     (copy.location / "rag_fti_origin.json").write_text('{"reference": "embedded"')
     with pytest.raises(IncompatibleArtifact, match="is damaged; expected a JSON object"):
         resolve_base_model(str(copy.location))

@@ -169,7 +169,8 @@ def test_the_last_weights_are_judged_before_the_best_are_chosen(
     # 6 steps make a pass, and a validation is due every 3: the 11th is between two of them.
     result = train(tiny_llama, tmp_path, max_steps=11, packing=False)
     losses = dict(result.fit.validation_losses())
-    assert list(losses) == [3, 6, 9, 11]
+    assert list(losses) == [0, 3, 6, 9, 11]
+    assert losses.pop(0) == pytest.approx(result.metrics["validation_loss_before"], abs=1e-4)
     assert result.fit.best_step == min(losses, key=lambda step: losses[step])
 
 
@@ -182,8 +183,10 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny_llama: Path, tmp_path: Path
         model.model.norm.weight.fill_(float("nan"))
     model.save_pretrained(str(location))
     causal.load_tokenizer(tiny_llama).save_pretrained(str(location))
-    with pytest.raises(TrainingError, match="loss is nan at step 1"):
+    with pytest.raises(TrainingError, match="before training"):
         train(location, tmp_path / "work", packing=False)
+    with pytest.raises(TrainingError, match="loss is nan at step 1"):
+        train(location, tmp_path / "unjudged", packing=False, held=0)
 
 
 def test_memory_that_runs_out_ends_in_advice_or_a_smaller_batch(

@@ -135,7 +135,7 @@ def find_sample() -> Path:
 def with_sample(settings: Settings, questions: Path) -> Settings:
     """Settings that train on the sample's questions and judge on the held-out ones.
 
-    On as many of both as take two cores four minutes.
+    On as many of both as take two cores five minutes.
     """
     settings = updated(
         settings,

@@ -32,6 +32,7 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 SAMPLE = Path("data/sample")
 SERVER_START_SECONDS = 120.0
 MOST_EXAMPLES = 1000
+"""Of the instruction dataset."""
 MOST_QUESTIONS = 150
 """Held-out questions, and rows of the test split, that the demo judges by; all of them with
 ``rag-fti evaluate assistant@champion evaluation.questions='["data/sample/questions.jsonl"]'``."""

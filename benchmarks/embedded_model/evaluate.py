@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForCausalLM, AutoTokenizer, SuppressTokensAtBeginLogitsProcessor
 
 from benchmarks.embedded_model.sources import data_root
@@ -265,11 +266,9 @@ def apart(model: Any, tokenizer: Any, sets: dict[str, list[Question]]) -> list[d
         row: dict[str, Any] = {"kind": name, "n": len(questions)}
         row |= {key: round(scores[key], 3) for key in ("f1", "em", "cited_gold")}
         if near := replies.get(NEAR_MISSES.get(name, "")):
-            told = [reply.abstain_probability for reply in replies[name]]
-            pairs = [
-                (t < n.abstain_probability, t == n.abstain_probability) for t in told for n in near
-            ]
-            row["auc"] = round(sum(less + same / 2 for less, same in pairs) / len(pairs), 3)
+            absent = [False] * len(questions) + [True] * len(near)
+            chances = [reply.abstain_probability for reply in (*replies[name], *near)]
+            row["auc"] = round(float(roc_auc_score(absent, chances)), 3)
         rows.append(row)
     return rows
 

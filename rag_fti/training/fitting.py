@@ -205,9 +205,9 @@ def fit(
     checkpoint = last_checkpoint(work) if resume else None
     watch = _Watch(options, schedule, work, progress)
     meter = _Meter(collate)
-    arguments = _arguments(options, schedule, work, evaluates=bool(validation))
-    # A resumed run has the losses of before training in its history.
-    arguments.eval_on_start = arguments.eval_strategy != "no" and checkpoint is None
+    arguments = _arguments(
+        options, schedule, work, evaluates=bool(validation), fresh=checkpoint is None
+    )
     trainer = _Trainer(
         loss,
         model=model,
@@ -521,7 +521,7 @@ def _tracker_errors(options: FitOptions) -> tuple[type[Exception], ...]:
 
 
 def _arguments(
-    options: FitOptions, schedule: Schedule, work: Path, *, evaluates: bool
+    options: FitOptions, schedule: Schedule, work: Path, *, evaluates: bool, fresh: bool
 ) -> TrainingArguments:
     cuda = options.device == "cuda"
     arguments = TrainingArguments(
@@ -540,6 +540,8 @@ def _arguments(
         torch_compile=options.compile,
         use_liger_kernel=options.liger,
         eval_strategy="steps" if evaluates and schedule.evaluate_every else "no",
+        # A resumed run has the loss of before training in its history.
+        eval_on_start=fresh and evaluates and bool(schedule.evaluate_every),
         eval_steps=schedule.evaluate_every or None,
         prediction_loss_only=True,
         # Saving is decided by _Watch: by time, after validation, and at the end.

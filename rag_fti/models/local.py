@@ -99,6 +99,7 @@ class LocalGenerator:
         self._lock = threading.Lock()
         self._worker: threading.Thread | None = None
         self._closed = False
+        self._parked = 0
         self.running = 0
         """Requests being computed now."""
         self.restores_text = not _keeps_text(tokenizer)
@@ -129,8 +130,8 @@ class LocalGenerator:
 
     @property
     def waiting(self) -> int:
-        """Requests that no batch has taken yet."""
-        return self._waiting.qsize()
+        """Requests that no computed batch has taken yet."""
+        return self._waiting.qsize() + self._parked
 
     def count_prompt_tokens(self, messages: Sequence[Message]) -> int:
         """Tokens of the rendered prompt, generation prompt included."""
@@ -239,8 +240,30 @@ class LocalGenerator:
         closing = False
         while not closing:
             jobs, closing = self._take_waiting(self._max_batch, wait=True)
+            self._parked = len(jobs)
+            for part in self._alike(jobs):
+                self._parked -= len(part)
+                self._guard(part, lambda: self._generate(part))  # noqa: B023  (called at once)
+
+    def _alike(self, jobs: list[Job]) -> Iterator[list[Job]]:
+        """Parts of a batch that are computed one after the other.
+
+        All of it, unless the model says how many prompt tokens, padding included, are best
+        computed together: then prompts of like lengths.
+        """
+        most = getattr(self._model, "prompt_tokens_at_once", None)
+        if most is None or self._device != "cpu":
             if jobs:
-                self._guard(jobs, lambda: self._generate(jobs))  # noqa: B023  (called at once)
+                yield jobs
+            return
+        part: list[Job] = []
+        for job in sorted(jobs, key=lambda job: len(job.prompt)):
+            if part and (len(part) + 1) * len(job.prompt) > most:
+                yield part
+                part = []
+            part.append(job)
+        if part:
+            yield part
 
     def _work_continuously(self, batch: ContinuousBatch) -> None:
         closing = False

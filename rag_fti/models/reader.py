@@ -56,6 +56,9 @@ class ReaderForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     _no_split_modules = ("ReaderBlock",)
     _supports_sdpa = True
     _can_compile_fullgraph = False
+    prompt_tokens_at_once = 2048
+    """On a CPU, padding included. Answers are a few words, so prompts are nearly all of the work,
+    and padding them to the longest of sixteen costs more than computing them in parts."""
 
     def __init__(self, config: ReaderConfig) -> None:
         super().__init__(config)

@@ -34,7 +34,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, written_out
     kernel takes two to three times as long there (torch 2.13).
     """
     if not (written_out and query.device.type == "cpu" and query.dtype is torch.bfloat16):
-        return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return functional.scaled_dot_product_attention(
+            query.contiguous(), key.contiguous(), value.contiguous(), attn_mask=mask
+        )
     bias = torch.zeros(mask.shape, dtype=query.dtype).masked_fill(~mask, -1e4)
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2) + bias
     result: Tensor = scores.softmax(dim=-1) @ value

@@ -113,6 +113,40 @@ def test_counted_are_the_tokens_of_the_tokenizer(
         assert generator.count_tokens(text) == len(expected)
 
 
+def test_a_padded_batch_is_computed_in_parts_of_like_lengths_where_the_model_says_so(
+    parts: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = parts
+    monkeypatch.setattr(model, "prompt_tokens_at_once", 120, raising=False)
+    texts = ["hello " * count for count in (40, 1, 2, 30, 3, 1, 60)]
+    lengths = {
+        len(prompts.prompt_token_ids(tokenizer, [{"role": "user", "content": text}]))
+        for text in texts
+    }
+    shapes = []
+
+    def seen(_: Any, __: Any, given: dict[str, Any]) -> None:
+        rows, columns = given["input_ids"].shape
+        if columns > 1:
+            shapes.append((rows, columns))
+
+    hook = model.register_forward_pre_hook(seen, with_kwargs=True)
+    generator = LocalGenerator(
+        model=model, tokenizer=tokenizer, name="tiny", max_batch=8, continuous=False
+    )
+    try:
+        made = generator.generate([request(text, max_tokens=4) for text in texts])
+    finally:
+        hook.remove()
+        generator.close()
+    assert [one.text for one in made] == [reference(parts, text, 4) for text in texts]
+    assert sum(rows for rows, _ in shapes) == len(texts)
+    assert len(shapes) > 2
+    assert all(rows == 1 or rows * columns <= 120 for rows, columns in shapes)
+    assert max(columns for _, columns in shapes) == max(lengths)
+    assert generator.waiting == 0
+
+
 def test_usage_and_length(generator: LocalGenerator) -> None:
     (made,) = generator.generate([request("count me", max_tokens=5)])
     assert made.finish_reason in ("length", "stop")

@@ -44,7 +44,7 @@ CONTRACT = Contract(
     purpose="Make data that teaches a model to answer from retrieved passages, as it is served.",
     inputs={
         "feature store": "documents and chunks of one pinned snapshot",
-        "question files": "JSONL or CSV; lines marked held_out are never used",
+        "question files": "JSONL or CSV; lines marked held_out are never trained on",
     },
     outputs={
         "train, validation, test": field_table(instructions_schema()),
@@ -186,8 +186,15 @@ def run(
     progress.note(f"{documents} documents, {len(chunks)} chunks at {snapshot}")
 
     places = ChunksBySource(chunks)
-    judged_by = (*config.evaluation_questions, *settings.evaluation.questions)
-    evaluation = read_evaluation(judged_by, places)
+    evaluation = [
+        *read_evaluation(config.evaluation_questions, places),
+        *read_evaluation(
+            settings.evaluation.questions,
+            places,
+            lines="held out or all" if settings.evaluation.held_out_only else "all",
+        ),
+        *read_evaluation(config.pairs, places, lines="held out"),
+    ]
     generated = _generate(settings, store, chunks, places, progress)
     filtered = filter_candidates(
         generated.candidates, similarity=similarity, evaluation=evaluation, language_of=language_of

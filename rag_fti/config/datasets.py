@@ -44,10 +44,11 @@ class DatasetConfig(Section):
     )
     """Where question and answer pairs come from."""
     pairs: tuple[Path, ...] = ()
-    """Question files (JSONL as in the docs, or CSV with ``question`` and ``answer``); lines marked
-    ``held_out`` are never used."""
+    """Question files (JSONL as in the docs, or CSV with ``question`` and ``answer``); what lines
+    marked ``held_out`` ask is never trained on, whoever asks it."""
     evaluation_questions: tuple[Path, ...] = ()
-    """Question files that must not leak into the dataset."""
+    """Question files that must not leak into the dataset, besides ``evaluation.questions``: their
+    ``held_out`` lines, or all where none is marked."""
     passages: Annotated[int, Field(ge=0, le=50)] = 0
     """Passages in each example's context; 0 takes ``retrieval.k``, as serving does (the packer may
     keep fewer)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from rag_fti.alignment import align, folded, may_say
 from rag_fti.datasets.candidates import Candidate
@@ -106,21 +107,6 @@ def candidates_from(
     return found, dict(sorted(dropped.items()))
 
 
-def evaluation_questions(
-    questions: Sequence[Question], chunks: ChunksBySource
-) -> list[EvaluationQuestion]:
-    """Lines of an evaluation file that must not leak: the held out, or all if none is marked."""
-    held = [question for question in questions if question.held_out] or list(questions)
-    return [
-        EvaluationQuestion(
-            question.question,
-            question.answers,
-            frozenset(c.chunk_id for c in chunks.of(question)) if question.spans else frozenset(),
-        )
-        for question in held
-    ]
-
-
 def read_pairs(
     files: Iterable[Path], chunks: ChunksBySource
 ) -> tuple[list[Candidate], dict[str, int]]:
@@ -138,14 +124,37 @@ def read_pairs(
     return candidates, dict(dropped)
 
 
-def read_evaluation(files: Iterable[Path], chunks: ChunksBySource) -> list[EvaluationQuestion]:
+def read_evaluation(
+    files: Iterable[Path],
+    chunks: ChunksBySource,
+    *,
+    lines: Literal["held out", "held out or all", "all"] = "held out or all",
+) -> list[EvaluationQuestion]:
     """Questions of files that must not leak; a file named twice is read once.
+
+    Args:
+        files: Question files.
+        chunks: Where spans are looked for.
+        lines: Which of a file's lines: those marked ``held_out``, these or all where none is
+            marked, or all.
 
     Raises:
         SourceError: If a file is wrong.
     """
-    return [
-        item
-        for path in dict.fromkeys(files)
-        for item in evaluation_questions(read_questions(path), chunks)
-    ]
+    found = []
+    for path in dict.fromkeys(files):
+        questions = read_questions(path)
+        held = [question for question in questions if question.held_out]
+        if lines == "all" or (lines == "held out or all" and not held):
+            held = questions
+        found += [
+            EvaluationQuestion(
+                question.question,
+                question.answers,
+                frozenset(c.chunk_id for c in chunks.of(question))
+                if question.spans
+                else frozenset(),
+            )
+            for question in held
+        ]
+    return found

@@ -128,6 +128,30 @@ def test_held_out_questions_are_not_in_the_dataset(settings: Settings, summary: 
             assert not (question.answers and row["answer"] == question.answers[0])
 
 
+def test_a_held_out_pair_is_not_trained_on_where_another_generator_asks_it(
+    settings: Settings, summary: dict, tmp_path: Path
+) -> None:
+    made = [row for row in all_rows(settings, summary) if row["generator"] == "structure"]
+    held = next(row for row in made if row["split"] == "train")
+    line = {"question": held["question"], "answers": [held["answer"]], "held_out": True}
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps(line), encoding="utf-8")
+    changes = {"pairs": (path,), "name": "own"}
+    changed = settings.model_copy(update={"dataset": settings.dataset.model_copy(update=changes)})
+    own = instruction_dataset.run(changed, embedder=HashEmbedder()).to_dict()
+    assert own["filters"]["same as an evaluation question"] >= 1
+    assert held["question"] not in {row["question"] for row in all_rows(changed, own)}
+
+
+def test_all_that_evaluation_asks_is_kept_out(settings: Settings) -> None:
+    update = {"held_out_only": False}
+    changed = settings.model_copy(
+        update={"evaluation": settings.evaluation.model_copy(update=update)}
+    )
+    made = instruction_dataset.run(changed, embedder=HashEmbedder(), dry_run=True)
+    assert "pairs" not in made.generators
+
+
 def test_a_model_words_the_questions_that_rules_found(settings: Settings, summary: dict) -> None:
     """A random model: its nonsense is filtered, and the answers are still the rules' own."""
     section = settings.dataset.model_copy(

@@ -86,20 +86,31 @@ def read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     Raises:
         SourceError: If the file cannot be read, is no CSV or has no such column.
     """
-    text = _read(path)
+    # One line more: a quote that is open at the end spans it.
+    lines = [*io.StringIO(_read(path)), "\n"]
     separators = "\t" if path.suffix.lower() == ".tsv" else ",;\t"
     for separator in separators:
-        reader = csv.reader(io.StringIO(text), delimiter=separator)
+        rows = []
+        begun = 1
         try:
-            header = [name.strip().lower() for name in next(reader, [])]
+            header = [name.strip().lower() for name in next(csv.reader(lines, delimiter=separator))]
             if "question" not in header:
                 continue
-            rows = [(reader.line_num, row) for row in reader if row]
+            reader = csv.reader(lines, delimiter=separator)
+            for row in reader:
+                if reader.line_num > begun:
+                    # Quotes are read leniently, but not where one may swallow other rows.
+                    among = lines[begun - 1 : reader.line_num]
+                    list(csv.reader(among, delimiter=separator, strict=True))
+                begun = reader.line_num + 1
+                rows.append((reader.line_num, row))
         except csv.Error as error:
             raise SourceError(
-                f"{path}, line {reader.line_num}: not CSV ({error}).",
-                next_step="Repair that line, or give the questions as JSON lines.",
+                f"{path}, line {begun}: not CSV ({error}).",
+                next_step="Repair what begins there (a text in double quotes ends with one, and "
+                "has those within it doubled), or give the questions as JSON lines.",
             ) from error
+        rows = [(line, row) for line, row in rows[1:] if row]
         for line, row in rows:
             if any(cell.strip() for cell in row[len(header) :]):
                 raise SourceError(
@@ -107,7 +118,7 @@ def read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
                     next_step=f"Put texts that hold {separator!r} into double quotes.",
                 )
         return [(line, dict(zip(header, row, strict=False))) for line, row in rows]
-    columns = ", ".join(next(csv.reader(io.StringIO(text)), [])) or "(none)"
+    columns = lines[0].strip()[:200] or "(none)"
     raise SourceError(
         f"{path} has the columns {columns}, but none is called question.",
         next_step="Name the columns in the first line.",

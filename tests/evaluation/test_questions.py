@@ -137,6 +137,38 @@ def test_a_table_that_is_no_table_is_named(tmp_path: Path) -> None:
         read_questions(path)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'question,answer\nWhat?,this\n"Who?,Ada\nWhy?,so\nHow?,thus\n',
+        'question,answer\nWhat?,this\n"Who?,Ada\n"Why, then?",so\nHow?,thus\n',
+        'question,answer\nWhat?,this\nWho?,"Ada',
+    ],
+)
+def test_a_quote_that_is_never_closed_swallows_no_questions(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text(text)
+    with pytest.raises(SourceError, match="line 3: not CSV"):
+        read_questions(path)
+    path.write_text('question,"answer\nWho?,Ada\n')
+    with pytest.raises(SourceError, match="line 1: not CSV"):
+        read_questions(path)
+
+
+def test_tables_of_careless_quotes_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text(
+        'question,answer\nWhat is a 3" pipe?,"a" or "b"\n"Who, ""then""\nand why?","""A"""\n\n'
+        '"How?","by ""x""'
+        '"'
+    )
+    assert [(q.question, q.answers[0]) for q in read_questions(path)] == [
+        ('What is a 3" pipe?', 'a or "b"'),
+        ('Who, "then"\nand why?', '"A"'),
+        ("How?", 'by "x"'),
+    ]
+
+
 def test_the_words_of_a_span_must_stand_together() -> None:
     span = [{"source": "a.md", "text": "It runs for 35 years, from 1990 to 2025."}]
     assert supports(hit("Before. It runs for 35 years, from 1990 to"), span)

@@ -99,6 +99,8 @@ def check_gate(
     else:
         value = _value(gate, read, samples=samples, seed=seed)
         note = "nothing to measure" if value is None else ""
+        # What is reported is compared: .59 - .60 is less than -.01 in floating point.
+        value = None if value is None else round(value, 4)
     # A model that stopped citing has no precision, and must not pass for one that cites well.
     silent = (
         value is None
@@ -117,7 +119,7 @@ def check_gate(
     return GateResult(
         gate.name,
         ok,
-        None if value is None else round(value, 4),
+        value,
         _threshold(gate),
         len(read["challenger"]),
         note,

@@ -132,6 +132,18 @@ def test_gates() -> None:
         gate(both, metric="citation_precision", minimum=0.0, use_interval=True)
 
 
+def test_a_gate_holds_at_its_very_threshold() -> None:
+    def right(count: int) -> list[Judged]:
+        return [
+            judged(str(n), answerable=True, given=answer("red" if n < count else "blue"))
+            for n in range(100)
+        ]
+
+    both = {"challenger": right(59), "base": right(60)}
+    assert gate(both, metric="f1", against="base", minimum=-0.01) == (True, -0.01)
+    assert gate(both, metric="f1", against="base", minimum=-0.0099) == (False, -0.01)
+
+
 def test_a_gate_on_answerable_questions_is_not_carried_by_abstaining() -> None:
     refusing = answer("no", abstained=True)
     base = [

@@ -373,7 +373,7 @@ def _write(
     root = datasets_root(settings.storage)
     recipe = store.recipe()
     retrieval = retrieval_settings(settings)
-    before = {v.ref for v in dataset_versions(root, config.name)}
+    before = {v.manifest_digest for v in dataset_versions(root, config.name)}
     tables = built.tables()
     if preferences:
         tables[PREFERENCES] = preferences_table(preferences)
@@ -410,7 +410,7 @@ def _write(
     )
     # The tag keeps clean-up away from the state that the rows refer to.
     store.tag(f"dataset-{version.name}-{version.version}", snapshot)
-    return version, version.ref not in before
+    return version, version.manifest_digest not in before
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import re
 import shutil
@@ -38,6 +39,8 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
 _PLACE = re.compile(rf"^[^/]+/[^/]+/{re.escape(MANIFEST)}$")
 _STAGED = re.compile(r"^\.[0-9a-f]+-\d+-[0-9a-f]{8}$")
 _ABANDONED_SECONDS = 24 * 3600.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -145,39 +148,50 @@ def _parse_manifest(data: bytes, *, where: str) -> dict[str, Any]:
         manifest = json.loads(data)
     except ValueError as error:
         raise DatasetError(f"Cannot read {where}/{MANIFEST}: {error}.") from error
+    if not isinstance(manifest, dict):
+        raise DatasetError(f"{where}/{MANIFEST} holds no JSON object.")
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise DatasetError(
             f"{where} has schema version {manifest.get('schema_version')}, this release reads "
             f"{SCHEMA_VERSION}.",
             next_step="Build the dataset again with this release.",
         )
-    return dict(manifest)
+    return manifest
 
 
 def dataset_versions(root: str | Path | Bucket, name: str = "") -> list[DatasetVersion]:
     """Complete versions, oldest first; of all names when ``name`` is empty.
 
-    Of an object store only the manifests are read.
+    One whose manifest cannot be read is left out with a warning. Of an object store only the
+    manifests are read.
 
     Raises:
-        DatasetError: If a manifest is damaged.
         StoreError: If the object store cannot be read.
     """
     root = root if isinstance(root, Bucket) else open_root(root)
     if isinstance(root, Bucket):
-        found = [_in_bucket(root, *entry.path.split("/")[:2]) for entry in manifests(root, name)]
+        places = [entry.path.split("/")[:2] for entry in manifests(root, name)]
     else:
-        found = [
-            _in_directory(path.parent)
-            for path in root.glob(f"{name or '*'}/*/{MANIFEST}")
-            if not path.parent.name.startswith(".")
-        ]
+        paths = [path.parent for path in root.glob(f"{name or '*'}/*/{MANIFEST}")]
+        places = [[p.parent.name, p.name] for p in paths if not p.name.startswith(".")]
+    found = []
+    for place in places:
+        try:
+            found.append(_read(root, *place))
+        except DatasetError as error:
+            logger.warning("A dataset version is left out: %s", error)
     return sorted(found, key=lambda v: (v.manifest["created_at"], v.ref))
 
 
 def manifests(bucket: Bucket, name: str = "") -> list[Entry]:
     """The manifests of all dataset versions in a bucket, by path."""
     return [entry for entry in bucket.entries(name) if _PLACE.match(entry.path)]
+
+
+def _read(root: Path | Bucket, name: str, version: str) -> DatasetVersion:
+    if isinstance(root, Bucket):
+        return _in_bucket(root, name, version)
+    return _in_directory(root / name / version)
 
 
 def _in_directory(path: Path) -> DatasetVersion:
@@ -216,15 +230,23 @@ def open_dataset(root: str | Path | Bucket, ref: str) -> DatasetVersion:
             f"{ref!r} is neither a dataset reference nor a dataset directory.",
             next_step="Write name@version or name@latest.",
         )
+    root = root if isinstance(root, Bucket) else open_root(root)
+    if version != "latest" and _NAME.match(version) and _is_there(root, name, version):
+        return _read(root, name, version)
     known = dataset_versions(root, name)
-    fitting = known if version == "latest" else [v for v in known if v.version == version]
-    if not fitting:
-        versions = ", ".join(v.version for v in known) or "none"
-        raise DatasetError(
-            f"There is no dataset {ref} under {root}; versions of {name!r} there: {versions}.",
-            next_step="Build one: rag-fti dataset build.",
-        )
-    return fitting[-1]
+    if version == "latest" and known:
+        return known[-1]
+    versions = ", ".join(v.version for v in known) or "none"
+    raise DatasetError(
+        f"There is no dataset {ref} under {root}; versions of {name!r} there: {versions}.",
+        next_step="Build one: rag-fti dataset build.",
+    )
+
+
+def _is_there(root: Path | Bucket, name: str, version: str) -> bool:
+    if isinstance(root, Bucket):
+        return root.constant(f"{name}/{version}/{MANIFEST}") is not None
+    return (root / name / version / MANIFEST).is_file()
 
 
 def content_version(splits: Mapping[str, pa.Table], origin: Mapping[str, Any]) -> str:
@@ -244,6 +266,8 @@ def write_dataset(
     extra_files: Mapping[str, Any] | None = None,
 ) -> DatasetVersion:
     """Write a version, or find that it is there already.
+
+    In a directory, one that is there and damaged is put aside under a hidden name.
 
     Args:
         root: Datasets root: directory, URI or bucket.
@@ -265,7 +289,7 @@ def write_dataset(
     root = root if isinstance(root, Bucket) else open_root(root)
     entries = {**origin, **details}
     if isinstance(root, Bucket):
-        if root.constant(f"{name}/{version}/{MANIFEST}") is None:
+        if not _is_there(root, name, version):
             with root.staging() as staged:
                 _stage(staged, name, version, splits, entries, card, extra_files or {})
                 _create(root, f"{name}/{version}", staged)
@@ -273,13 +297,13 @@ def write_dataset(
     folder = root / name
     _remove_abandoned(folder)
     target = folder / version
-    if (target / MANIFEST).is_file():
-        return _in_directory(target)
+    with contextlib.suppress(DatasetError):
+        return _intact(target)
     staged = folder / f".{version}-{os.getpid()}-{os.urandom(4).hex()}"
     try:
         staged.mkdir(parents=True)
         _stage(staged, name, version, splits, entries, card, extra_files or {})
-        _rename(staged, target)
+        _publish(staged, target)
     except OSError as error:
         raise DatasetError(f"Cannot write the dataset into {folder}: {error}.") from error
     finally:
@@ -354,13 +378,28 @@ def _remove_abandoned(folder: Path) -> None:
                 shutil.rmtree(staged)
 
 
-def _rename(staged: Path, target: Path) -> None:
-    try:
-        staged.rename(target)
-    except OSError as error:
-        # Somebody else built the same content at the same time: theirs is as good.
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
+def _intact(path: Path) -> DatasetVersion:
+    version = _in_directory(path)
+    version.verify()
+    return version
+
+
+def _publish(staged: Path, target: Path) -> None:
+    while True:
+        try:
+            staged.rename(target)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        try:
+            _intact(target)
+            break  # somebody else built the same content at the same time: theirs is as good
+        except DatasetError as error:
+            aside = target.with_name(f".{target.name}-damaged-{os.urandom(4).hex()}")
+            logger.warning("%s is put aside as %s: %s", target, aside.name, error)
+        with contextlib.suppress(FileNotFoundError):  # another builder was quicker
+            target.rename(aside)
     handle = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(handle)

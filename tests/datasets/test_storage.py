@@ -62,6 +62,31 @@ def test_other_schema_versions_are_refused(tmp_path: Path) -> None:
         open_dataset(tmp_path, version.ref)
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"schema_version": 99}'])
+def test_a_manifest_that_cannot_be_read_hides_its_own_version_only(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = build_dataset(tmp_path), build_dataset(tmp_path, train=33)
+    (bad.path / "manifest.json").write_text(text)
+    assert open_dataset(tmp_path, good.ref).ref == good.ref
+    assert open_dataset(tmp_path, "colours@latest").ref == good.ref
+    assert [version.ref for version in dataset_versions(tmp_path)] == [good.ref]
+    assert bad.version in caplog.text
+    with pytest.raises(DatasetError, match=bad.version):
+        open_dataset(tmp_path, bad.ref)
+
+
+def test_a_damaged_version_is_put_aside_by_building_it_again(tmp_path: Path) -> None:
+    version = build_dataset(tmp_path)
+    for name in ("train.parquet", "manifest.json"):
+        (version.path / name).write_bytes(b"x")
+        build_dataset(tmp_path).verify()
+    (version.path / "manifest.json").unlink()
+    build_dataset(tmp_path).verify()
+    assert [v.ref for v in dataset_versions(tmp_path)] == [version.ref]
+    assert len(list((tmp_path / "colours").glob(f".{version.version}-damaged-*"))) == 3
+
+
 def build(root: str) -> str:
     return build_dataset(Path(root), train=200).ref
 

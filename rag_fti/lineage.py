@@ -119,6 +119,8 @@ def dataset_manifests(root: Path | Bucket) -> Iterator[DatasetVersion]:
     for path in sorted(paths, key=lambda path: path.stat().st_mtime):
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(manifest, dict):
+                raise ValueError("it holds no JSON object")
         except ValueError as error:
             raise DatasetError(
                 f"The manifest {path} is damaged: {error}.",

@@ -21,6 +21,7 @@ from rag_fti.registry.versions import (
     Step,
     check_files,
     commit,
+    left_out_if_damaged,
     read_version,
     remove_directory,
     stage_files,
@@ -63,7 +64,10 @@ class DirectoryShelf:
 
     def versions(self, name: str) -> list[ModelVersion]:
         """Complete versions, oldest first."""
-        found = (self.find(name, number) for number in self.numbers(name))
+        found = []
+        for number in self.numbers(name):
+            with left_out_if_damaged(name, number):
+                found.append(self.find(name, number))
         return [version for version in found if version is not None]
 
     def find(self, name: str, number: int) -> ModelVersion | None:

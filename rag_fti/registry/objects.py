@@ -30,6 +30,7 @@ from rag_fti.registry.versions import (
     Step,
     check_files,
     finished_manifest,
+    left_out_if_damaged,
     listed_files,
     parse_manifest,
     stage_files,
@@ -62,7 +63,8 @@ class ObjectShelf:
         for number in self.numbers(name):
             manifest = self._bucket.constant(f"{_folder(name, number)}/{MANIFEST}")
             if manifest is not None:
-                found.append(self._version(name, number, manifest))
+                with left_out_if_damaged(name, number):
+                    found.append(self._version(name, number, manifest))
         return found
 
     def find(self, name: str, number: int) -> ModelVersion | None:

@@ -98,7 +98,10 @@ class Registry:
         ]
 
     def versions(self, name: str) -> list[ModelVersion]:
-        """Complete versions of a model, oldest first; empty for an unknown name."""
+        """Complete versions of a model, oldest first; empty for an unknown name.
+
+        One whose manifest is damaged is left out with a warning; garbage collection keeps it.
+        """
         return self._shelf.versions(_checked(name))
 
     def version(self, name: str, number: int) -> ModelVersion:

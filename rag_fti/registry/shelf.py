@@ -38,7 +38,7 @@ class Shelf(Protocol):
         ...
 
     def versions(self, name: str) -> list[ModelVersion]:
-        """Complete versions of a model, oldest first."""
+        """Complete versions of a model, oldest first; damaged ones are left out with a warning."""
         ...
 
     def find(self, name: str, number: int) -> ModelVersion | None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +34,8 @@ UNSAFE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", 
 """Files that can run code when they are loaded; weights travel as safetensors."""
 
 _BLOCK_BYTES = 1 << 20
+
+logger = logging.getLogger(__name__)
 
 Step = Callable[[str], None]
 """Called with the name of every durable step; tests use it to crash there."""
@@ -122,13 +126,24 @@ def parse_manifest(data: str | bytes, *, where: str) -> dict[str, Any]:
         RegistryError: If it is damaged.
     """
     try:
-        manifest: dict[str, Any] = json.loads(data)
+        manifest = json.loads(data)
+        if not isinstance(manifest, dict):
+            raise ValueError("it holds no JSON object")
     except ValueError as error:
         raise RegistryError(
             f"The manifest {where}/{MANIFEST} is damaged: {error}.",
             next_step="Remove the version's files and import or train it again.",
         ) from error
     return manifest
+
+
+@contextmanager
+def left_out_if_damaged(name: str, number: int) -> Iterator[None]:
+    """Reading one version of a list: a damaged one hides no other."""
+    try:
+        yield
+    except RegistryError as error:
+        logger.warning("%s@%d is left out: %s", name, number, error)
 
 
 def finished_manifest(manifest: Mapping[str, Any], number: int) -> dict[str, Any]:

@@ -217,6 +217,26 @@ def test_gc_keeps_what_is_referenced_and_never_reuses_a_number(
         registry.version("m", 8)
 
 
+@pytest.mark.parametrize("text", ["", "[]"])
+def test_a_damaged_manifest_hides_its_own_version_only(
+    registry: Registry, tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        registry.publish("m", staged(tmp_path / "f"), {})
+    manifest = registry.root / "m/versions/3/manifest.json"
+    manifest.write_text(text)
+    assert [v.version for v in registry.versions("m")] == [1, 2]
+    assert "m@3 is left out" in caplog.text
+    assert registry.resolve("m@2").version == 2
+    with pytest.raises(RegistryError, match="is damaged"):
+        registry.resolve("m@3")
+    with pytest.raises(RegistryError, match="is damaged"):
+        registry.import_version(manifest.parent)
+    assert registry.gc("m", keep_last=0, min_age_seconds=0).versions == ("m@1", "m@2")
+    assert manifest.is_file()
+    assert registry.publish("m", staged(tmp_path / "f"), {}).version == 4
+
+
 def test_gc_leaves_what_was_just_published_to_whoever_points_an_alias_at_it(
     registry: Registry, tmp_path: Path
 ) -> None:

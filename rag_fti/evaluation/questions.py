@@ -213,7 +213,8 @@ def _words(text: str) -> list[str]:
 def _parse(path: Path, number: int, line: str) -> Question:
     try:
         value = json.loads(line)
-    except ValueError as error:
+        json.dumps(value, ensure_ascii=False).encode()  # an escape may be half a character
+    except (ValueError, RecursionError) as error:
         raise SourceError(
             f"{path}, line {number}: not JSON ({error}).",
             next_step="One JSON object with a question per line.",

@@ -47,6 +47,8 @@ def test_csv_and_jsonl_give_the_same_questions(tmp_path: Path) -> None:
     [
         ("nonsense", "not JSON"),
         ("[]", "expected an object"),
+        ("[" * 100_000, "not JSON"),
+        (r'{"question": "q", "answers": ["\ud83d"]}', "not JSON .*surrogates"),
         ('{"question": " "}', "not empty"),
         ('{"question": "q", "answers": "a"}', "list of texts"),
         ('{"question": "q", "spans": [{"source": "a"}]}', "'spans' must be"),

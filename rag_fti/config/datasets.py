@@ -22,7 +22,7 @@ class TeacherConfig(Section):
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
     """Requests in flight at once."""
     max_requests: Annotated[int, Field(ge=1)] = 10_000
-    """Budget of requests per build."""
+    """Budget of requests per build, repeated ones too."""
     max_tokens_total: Annotated[int, Field(ge=1)] = 5_000_000
     """Budget of tokens (prompt and completion) per build."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 60.0

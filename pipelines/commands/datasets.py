@@ -157,6 +157,9 @@ def _render_build(summary: Mapping[str, Any]) -> str:
     for name in ("splits", "generators", "rules", "filters"):
         values = ", ".join(f"{key} {value}" for key, value in summary[name].items())
         lines.append(f"  {name}: {values or '-'}")
+    empty = [split for split, rows in summary["splits"].items() if not rows]
+    if empty:
+        lines.append(f"  no rows for {' and '.join(empty)}: too few documents for their shares")
     lines.append(f"  answer found by retrieval alone: {summary['retrieval_recall']:.0%}")
     if summary["dataset"]:
         lines.append(f"Next: rag-fti train --dataset {summary['dataset']}")

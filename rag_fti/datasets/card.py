@@ -34,8 +34,8 @@ def render_card(
                 "config_name": "default",
                 "data_files": [
                     {"split": split, "path": f"{split}.parquet"}
-                    for split in splits
-                    if split != "preferences"
+                    for split, rows in splits.items()
+                    if rows and split != "preferences"  # readers refuse a split without rows
                 ],
             }
         ],

@@ -71,21 +71,23 @@ def export_dataset(
 
     Args:
         version: What to export.
-        folder: Directory to write into; files of an earlier export are replaced, and entries of
-            other datasets in its ``dataset_info.json`` are kept.
+        folder: Directory to write into; what an earlier export of a dataset of this name left is
+            replaced or removed, entries of others in its ``dataset_info.json`` are kept.
         formats: Formats to write.
 
     Returns:
-        The files written, ``dataset_info.json`` last.
+        The files written, ``dataset_info.json`` last; a split without rows has none.
 
     Raises:
         DatasetError: If the dataset or an existing ``dataset_info.json`` cannot be read.
     """
     info = _existing_info(folder / DATASET_INFO)
+    labels = [f"{version.name}_{name}_{split}" for name in FORMATS for split in SPLITS]
+    earlier = [info.pop(label, None) for label in (*labels, f"{version.name}_{PREFERENCES}")]
     written = []
     for split in SPLITS:
         rows = version.rows(split).to_pylist()
-        for name in formats:
+        for name in formats if rows else ():
             label = f"{version.name}_{name}_{split}"
             items = [_CONVERT[name](row["messages"]) for row in rows]
             written.append(_write(folder, label, items, lines=name == "messages"))
@@ -96,6 +98,10 @@ def export_dataset(
         written.append(_write(folder, label, [_preference(row) for row in pairs], lines=False))
         info[label] = {"file_name": written[-1].name, **_PREFERENCE_COLUMNS}
     write_json_atomic(folder / DATASET_INFO, info)
+    named = {str(entry.get("file_name")) for entry in earlier if isinstance(entry, dict)}
+    for path in folder.iterdir():
+        if path.name in named and path not in written and path.is_file():
+            path.unlink()
     return [*written, folder / DATASET_INFO]
 
 
@@ -103,10 +109,13 @@ def _existing_info(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        info = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(info, dict):
+            raise ValueError(f"expected an object, got {type(info).__name__}")
+        return info
     except ValueError as error:
         raise DatasetError(
-            f"{path} is not valid JSON: {error}.", next_step="Repair it or export elsewhere."
+            f"{path} describes no datasets: {error}.", next_step="Repair it or export elsewhere."
         ) from error
 
 

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
-from rag_fti.datasets import DatasetVersion
+from rag_fti.datasets import DatasetVersion, write_dataset
+from rag_fti.datasets.card import render_card
 from rag_fti.datasets.exporting import FORMATS, export_dataset
+from rag_fti.datasets.feedback import preferences_table
+from rag_fti.errors import DatasetError
 from tests.training.tiny import build_dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:(multiprocess|dill|datasets).*")
@@ -117,3 +120,58 @@ def test_the_parquet_files_load_through_datasets(version: DatasetVersion, tmp_pa
     data = load_dataset(str(version.path), cache_dir=str(tmp_path))
     assert {split: len(rows) for split, rows in data.items()} == version.manifest["splits"]
     assert data["train"][0]["messages"][-1]["role"] == "assistant"
+
+
+def again(version: DatasetVersion, root: Path, **splits: Any) -> DatasetVersion:
+    """The dataset with other rows."""
+    tables = {name: version.rows(name) for name in ("train", "validation", "test")} | splits
+    rows = {name: table.num_rows for name, table in tables.items()}
+    card = render_card(name="colours", splits=rows, generators={}, filters={}, facts={})
+    return write_dataset(root, "colours", tables, origin={}, details={}, card=card)
+
+
+def test_splits_without_rows_are_left_out(version: DatasetVersion, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    none = version.rows("test").slice(0, 0)
+    small = again(version, tmp_path / "root", validation=none, test=none)
+    data = load_dataset(str(small.path), cache_dir=str(tmp_path / "cache"))
+    assert {split: len(rows) for split, rows in data.items()} == {"train": 32}
+    export_dataset(small, tmp_path / "out", formats=("messages",))
+    assert [p.name for p in (tmp_path / "out").glob("*.jsonl")] == ["colours_messages_train.jsonl"]
+    assert len(json.loads((tmp_path / "out/dataset_info.json").read_text())) == 1
+
+
+def test_nothing_of_an_earlier_export_stays(version: DatasetVersion, tmp_path: Path) -> None:
+    turn = [{"role": "user", "content": "What?"}]
+    pair = {
+        "prompt": [{"role": "system", "content": "Answer."}, *turn],
+        "chosen": [{"role": "assistant", "content": "This."}],
+        "rejected": [{"role": "assistant", "content": "That."}],
+        "document_ids": ["d"],
+        "response_id": "r",
+    }
+    first = again(version, tmp_path / "root", preferences=preferences_table([pair]))
+    folder = tmp_path / "out"
+    export_dataset(first, folder, formats=FORMATS)
+    assert (folder / "colours_preferences.json").is_file()
+    path = folder / "dataset_info.json"
+    (tmp_path / "kept.json").write_text("{}")
+    info = json.loads(path.read_text())
+    info["colours_preferences"]["file_name"] = "../kept.json"
+    info["colours_2_messages_train"] = {"file_name": "other.jsonl"}
+    path.write_text(json.dumps(info))
+    written = export_dataset(version, folder, formats=("messages",))
+    assert {p.name for p in folder.iterdir()} == {
+        *(p.name for p in written),
+        "colours_preferences.json",  # its entry names another file
+    }
+    assert (tmp_path / "kept.json").is_file()
+    labels = [f"colours_messages_{split}" for split in ("train", "validation", "test")]
+    assert sorted(json.loads(path.read_text())) == sorted(["colours_2_messages_train", *labels])
+
+
+def test_a_dataset_info_that_is_none_is_refused(version: DatasetVersion, tmp_path: Path) -> None:
+    (tmp_path / "dataset_info.json").write_text("[1]")
+    with pytest.raises(DatasetError, match="expected an object, got list"):
+        export_dataset(version, tmp_path, formats=FORMATS)

@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -81,7 +82,8 @@ def question_ids(given: Sequence[tuple[str, str]]) -> list[str]:
 def read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     """Rows of a CSV or TSV file with a column ``question``, with the numbers of their lines.
 
-    Column names are in lower case. The separator is the one that gives such a column.
+    Column names are in lower case; cells that a row lacks are empty. The separator is the one
+    that gives such a column.
 
     Raises:
         SourceError: If the file cannot be read, is no CSV or has no such column.
@@ -117,7 +119,10 @@ def read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
                     f"{path}, line {line}: {len(row)} cells under {len(header)} columns.",
                     next_step=f"Put texts that hold {separator!r} into double quotes.",
                 )
-        return [(line, dict(zip(header, row, strict=False))) for line, row in rows]
+        return [
+            (line, dict(zip_longest(header, row[: len(header)], fillvalue="")))
+            for line, row in rows
+        ]
     columns = lines[0].strip()[:200] or "(none)"
     raise SourceError(
         f"{path} has the columns {columns}, but none is called question.",

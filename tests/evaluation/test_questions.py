@@ -171,6 +171,12 @@ def test_tables_of_careless_quotes_are_read(tmp_path: Path) -> None:
     ]
 
 
+def test_a_short_row_lacks_cells_not_columns(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text("question,answer\nWhat is open?\nWho?,Ada\n")
+    assert [q.answers for q in read_questions(path)] == [(), ("Ada",)]
+
+
 def test_the_words_of_a_span_must_stand_together() -> None:
     span = [{"source": "a.md", "text": "It runs for 35 years, from 1990 to 2025."}]
     assert supports(hit("Before. It runs for 35 years, from 1990 to"), span)

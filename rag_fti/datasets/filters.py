@@ -171,7 +171,11 @@ def _question_fault(question: str) -> str:
 
 def _answer_fault(candidate: Candidate, question: str) -> str:
     answer = candidate.answer
-    if _UNKNOWING.search(question) or _UNKNOWING.search(answer) or prompts.is_abstention(answer):
+    if candidate.generator in ("pairs", "feedback"):  # people's own words mean what they say
+        unknowing = _UNKNOWING.fullmatch(answer.strip(" .!"))
+    else:
+        unknowing = _UNKNOWING.search(question) or _UNKNOWING.search(answer)
+    if unknowing or prompts.is_abstention(answer):
         return "says it does not know"
     if len(answer.split()) > MAX_ANSWER_WORDS:
         return "answer too long"

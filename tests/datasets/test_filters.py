@@ -110,6 +110,18 @@ def test_evaluation_questions_and_their_facts_stay_out() -> None:
     assert [c.answer for c in result.kept] == ["2006"]
 
 
+def test_people_may_use_the_words_of_those_who_do_not_know() -> None:
+    text = "The ferry is not available on Sundays. Fields marked N/A are left out."
+    asked = [
+        candidate("When can nobody use the ferry?", "not available on Sundays", text),
+        candidate("Which fields are not mentioned?", "fields marked N/A", text),
+        candidate("When does the ferry run?", "Not available.", text),
+    ]
+    given = run(*(replace(one, generator="pairs") for one in asked))
+    assert len(given.kept) == 2 and given.dropped == {"says it does not know": 1}
+    assert run(*asked).dropped == {"says it does not know": 3}
+
+
 def test_scripts_without_spaces_are_not_too_short() -> None:
     text = "灯塔由安娜于1908年建造。"
     result = run(candidate("灯塔是哪一年建造的", "1908年", text))

@@ -115,19 +115,24 @@ def next_change(
     why: str,
     report: str = "",
 ) -> AliasChange:
-    """The line that follows these changes."""
+    """The line that follows these changes; what is no Unicode text in it becomes "?"."""
     return AliasChange(
         sequence=len(changes) + 1,
         at=datetime.now(UTC).isoformat(timespec="milliseconds"),
-        who=who,
+        who=_writable(who),
         action=action,
         alias=alias,
         from_version=targets(changes).get(alias),
         to_version=version,
-        why=why,
-        report=report,
+        why=_writable(why),
+        report=_writable(report),
         previous=ids.digest_text(changes[-1].line()) if changes else "",
     )
+
+
+def _writable(text: str) -> str:
+    """Bytes of an argument that are not UTF-8 come as lone surrogates."""
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def alias_view(changes: Sequence[AliasChange], alias: str) -> dict[str, Any]:

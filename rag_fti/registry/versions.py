@@ -257,11 +257,17 @@ def listed_files(manifest: Mapping[str, Any], *, what: str) -> Mapping[str, Mapp
     """Names, digests and sizes of a version's files.
 
     Raises:
-        RegistryError: If the manifest lists none.
+        RegistryError: If the manifest lists none, or not with size and digest.
     """
     files = manifest.get("files")
-    if not isinstance(files, Mapping):
-        raise RegistryError(f"The manifest of {what} lists no files.")
+    if not isinstance(files, Mapping) or not all(
+        isinstance(entry, Mapping) and {"bytes", "sha256"} <= entry.keys()
+        for entry in files.values()
+    ):
+        raise RegistryError(
+            f"The manifest of {what} lists no files with their bytes and sha256.",
+            next_step="Import or copy the version again from its source.",
+        )
     return files
 
 

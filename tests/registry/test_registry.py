@@ -117,6 +117,22 @@ def test_changed_missing_and_added_files_are_found(registry: Registry, tmp_path:
         registry.verify(version)
 
 
+def test_a_manifest_that_lacks_sizes_is_refused(registry: Registry, tmp_path: Path) -> None:
+    source = registry.publish("m", staged(tmp_path / "f"), {}).path
+    manifest = json.loads((source / "manifest.json").read_text())
+    del manifest["files"]["README.md"]["bytes"]
+    (source / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(RegistryError, match="no files with their bytes"):
+        registry.import_version(source)
+
+
+def test_reasons_that_are_no_text_are_written_down(registry: Registry, tmp_path: Path) -> None:
+    registry.publish("m", staged(tmp_path / "f"), {})
+    registry.set_alias("m", "champion", 1, who="j\udcf6rg", why="\udcff")
+    (change,) = registry.history("m")
+    assert (change.who, change.why) == ("j?rg", "?")
+
+
 def test_code_and_links_are_refused(registry: Registry, tmp_path: Path) -> None:
     files = staged(tmp_path / "f")
     (files / "pytorch_model.bin").write_bytes(b"x")

@@ -24,9 +24,9 @@ class GateConfig(Section):
     report says so."""
     questions: Literal["all", "answerable", "unanswerable"] = "all"
     """The questions of that set it looks at: all lets a model win by abstaining more often."""
-    minimum: float | None = None
+    minimum: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Least value, or least difference to ``base`` or ``champion``; none by default."""
-    maximum: float | None = None
+    maximum: Annotated[float, Field(allow_inf_nan=False)] | None = None
     """Largest value or difference; none by default."""
     use_interval: bool = False
     """Compare the end of the 95 % bootstrap interval that is harder to pass instead of the mean
@@ -36,6 +36,11 @@ class GateConfig(Section):
     def _bounded(self) -> GateConfig:
         if self.minimum is None and self.maximum is None:
             raise ValueError(f"gate {self.name!r} needs a minimum or a maximum")
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+            raise ValueError(
+                f"gate {self.name!r} has the minimum {self.minimum}, which is above its maximum "
+                f"{self.maximum}"
+            )
         return self
 
 

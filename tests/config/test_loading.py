@@ -79,6 +79,21 @@ def test_a_section_that_stands_twice_is_an_error(tmp_path: Path) -> None:
         load_settings([file], environment={})
 
 
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ("minimum: 0.6, maximum: 0.5", "above its maximum"),
+        ("minimum: .nan", "finite number"),
+        ("maximum: .inf", "finite number"),
+    ],
+)
+def test_gates_that_nothing_can_pass_are_refused(tmp_path: Path, limits: str, message: str) -> None:
+    file = tmp_path / "gates.yaml"
+    file.write_text(f"evaluation: {{gates: [{{name: g, metric: f1, {limits}}}]}}")
+    with pytest.raises(ConfigError, match=message):
+        load_settings([file], environment={})
+
+
 def test_every_shipped_configuration_loads(repository: Path) -> None:
     files = sorted((repository / "configs").rglob("*.yaml"))
     assert files

@@ -65,6 +65,10 @@ _GENERIC = re.compile(
     r"^(?:items?|values?|key|property|field|name|what|setting|figures?|details?)$", re.IGNORECASE
 )
 
+_PLURAL = re.compile(r"[a-hj-rtv-z]s(?: |$)")
+_PREPOSITION = re.compile(r" (?:at|by|for|from|in|of|on|per|to|with)\b")
+_LINK_OR_CODE = re.compile(r"\]\(|`|://")
+
 
 @dataclass(frozen=True)
 class _Found:
@@ -195,13 +199,17 @@ def _row_question(header: Sequence[str], row: Sequence[str], column: int, chunk:
         return f"What is the {_lower(key)} for {wanted}{_according_to(chunk)}?"
     # A row that names nothing ("Total") stands in many tables.
     where = "" if _names_something(key) else _according_to(chunk)
-    if re.search(r"[a-z]s(?: |$)", wanted):
+    if _PLURAL.search(_PREPOSITION.split(wanted)[0]):
         return f"How many {_lower(wanted)} are given for {key}{where}?"
     return f"What is the {_lower(wanted)} for {key}{where}?"
 
 
 def _is_label(text: str) -> bool:
-    return bool(re.search(r"[A-Za-z]", text)) and len(text.split()) <= _MAX_SUBJECT_WORDS
+    return (
+        bool(re.search(r"[A-Za-z]", text))
+        and len(text.split()) <= _MAX_SUBJECT_WORDS
+        and not _LINK_OR_CODE.search(text)
+    )
 
 
 def _names_something(text: str) -> bool:

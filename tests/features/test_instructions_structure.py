@@ -76,6 +76,21 @@ def test_tables_name_their_row_and_document() -> None:
     assert found(many) == {"What is the meaning for L1204?": "Imbalance"}
 
 
+def test_table_headers_of_strangers_give_english_or_nothing() -> None:
+    def asked(header: str, key: str) -> list[str]:
+        return list(found(f"| Desk | {header} |\n| --- | --- |\n| {key} | Third line |\n"))
+
+    assert asked("Macros for this view", "Net Loft") == [
+        "How many macros for this view are given for Net Loft?"
+    ]
+    assert asked("Macro for this view", "Net Loft") == [
+        "What is the macro for this view for Net Loft?"
+    ]
+    assert asked("Status", "Net Loft") == ["What is the status for Net Loft?"]
+    assert asked("Macro", "[Net Loft](https://a.example)") == []
+    assert asked("Macro", "`NetLoft`") == asked("[Macro](m.md)", "Net Loft") == []
+
+
 def test_question_headings_are_answered_by_their_first_sentence() -> None:
     text = "Yes, from 08:00 to 16:00. Later only by appointment."
     assert found(text, heading="FAQ > Is the hut open?") == {

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rag_fti import ids, schemas
-from rag_fti.errors import ModelNotFound, RagFtiError, SourceError
+from rag_fti.errors import DatasetError, ModelNotFound, RagFtiError, SourceError
 from rag_fti.feature_store import FeatureStore
 from rag_fti.features.deletion import find_documents
 from rag_fti.lineage import Stores, dataset_manifests, tainted_by, trace
@@ -196,3 +196,7 @@ def test_preferences_taint_and_unfinished_versions_do_not(stores: Stores) -> Non
     left.mkdir()
     (left / "manifest.json").write_text("{}", encoding="utf-8")
     assert [version.ref for version in dataset_manifests(stores.datasets)] == ["handbook@v1"]
+    (left.with_name("v0")).mkdir()
+    (left.with_name("v0") / "manifest.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(DatasetError, match="holds no JSON object"):
+        list(dataset_manifests(stores.datasets))

@@ -148,7 +148,8 @@ def run(
             model of ``training`` (whose tokenizer counts tokens) count.
         embedder: A loaded embedder; None loads the configured one.
         progress: Receives progress.
-        dry_run: Generate and filter, write nothing.
+        dry_run: Generate and filter; write nothing but the contract report, and ask no teacher
+            (its replies so far count).
 
     Raises:
         ContractViolation: If a check fails; nothing is published then.
@@ -195,7 +196,7 @@ def run(
         ),
         *read_evaluation(config.pairs, places, lines="held out"),
     ]
-    generated = _generate(settings, store, chunks, places, progress)
+    generated = _generate(settings, store, chunks, places, progress, dry_run=dry_run)
     filtered = filter_candidates(
         generated.candidates, similarity=similarity, evaluation=evaluation, language_of=language_of
     )
@@ -274,6 +275,8 @@ def _generate(
     chunks: Sequence[Hit],
     places: ChunksBySource,
     progress: Progress,
+    *,
+    dry_run: bool,
 ) -> _Generated:
     """Candidates of every configured generator; the user's own come first."""
     from rag_fti.datasets.feedback import from_feedback, read_feedback
@@ -296,7 +299,7 @@ def _generate(
         return found.candidates
 
     def by_teacher() -> Sequence[Candidate]:
-        taught = _teach(settings, chunks, progress)
+        taught = _teach(settings, chunks, progress, dry_run=dry_run)
         dropped.update(taught.dropped)
         return taught.candidates
 
@@ -319,7 +322,9 @@ def _generate(
     return _Generated(candidates, preferences, dropped)
 
 
-def _teach(settings: Settings, chunks: Sequence[Hit], progress: Progress) -> Taught:
+def _teach(
+    settings: Settings, chunks: Sequence[Hit], progress: Progress, *, dry_run: bool
+) -> Taught:
     from rag_fti.features.instructions_teacher import Budget, configured_teacher, teach
 
     config = settings.dataset.teacher
@@ -329,7 +334,7 @@ def _teach(settings: Settings, chunks: Sequence[Hit], progress: Progress) -> Tau
         model=config.model,
         per_chunk=settings.dataset.questions_per_chunk,
         journal=settings.storage.root / "cache" / f"teacher-{settings.dataset.name}.jsonl",
-        budget=Budget(config.max_requests, config.max_tokens_total),
+        budget=Budget(0 if dry_run else config.max_requests, config.max_tokens_total),
         concurrency=config.concurrency,
         progress=progress,
     )

@@ -46,7 +46,11 @@ def build(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Make an instruction dataset from a snapshot of the feature store."""
+    """Make an instruction dataset from a snapshot of the feature store.
+
+    A dry run writes its contract report and asks no teacher: what it has yet to be asked counts
+    as over the budget.
+    """
 
     def work(progress: Progress) -> Mapping[str, Any]:
         from pipelines import instruction_dataset

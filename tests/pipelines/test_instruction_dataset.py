@@ -229,6 +229,17 @@ def test_a_dry_run_writes_nothing(settings: Settings, tmp_path: Path) -> None:
     assert not (tmp_path / "d").exists()
 
 
+def test_a_dry_run_asks_no_teacher(settings: Settings) -> None:
+    teacher = settings.dataset.teacher.model_copy(
+        update={"model": "m", "base_url": "http://127.0.0.1:9/v1"}
+    )
+    update = {"generators": ("structure", "teacher"), "teacher": teacher}
+    other = settings.model_copy(update={"dataset": settings.dataset.model_copy(update=update)})
+    summary = instruction_dataset.run(other, embedder=HashEmbedder(), dry_run=True)
+    assert summary.filters["over the budget"] > 0
+    assert not any(reason.startswith("teacher:") for reason in summary.filters)
+
+
 def test_an_empty_store_breaks_the_precondition(tmp_path: Path, llama: Path) -> None:
     settings = settings_for(tmp_path, llama, write_questions(tmp_path / "q.jsonl"))
     with pytest.raises(ContractViolation, match="Ingest documents first"):

@@ -79,6 +79,7 @@ def remove(services: Services, document_id: str) -> dict[str, Any]:
         datasets=datasets_root(storage),
         registry=open_registry(storage),
     )
+    services.log.flush()
     taint = tainted_by([document_id], stores=stores)
     chunks = services.store.delete_documents([document_id])
     pinned = services.store.purge()

@@ -213,6 +213,7 @@ def test_a_pushed_document_is_answered_from_at_once_and_gone_after_delete(
         ({"json": {"source": "a.txt", "text": "Hello there."}}, 200),
         ({"json": {"source": "a.txt"}}, 400),
         ({"json": {"source": "..", "text": "x"}}, 400),
+        ({"json": {"source": "a.txt", "text": " \n "}}, 422),
         ({"json": {"source": "a.txt", "text": "x", "collection": "no/slash"}}, 400),
         ({"content": b"plain", "headers": {"content-type": "text/plain"}}, 415),
         ({"content": b"{", "headers": {"content-type": "application/json"}}, 400),
@@ -229,6 +230,29 @@ def test_pushes_of_every_kind(pushing: Running, kwargs: dict, status: int) -> No
     with pushing.client() as client:
         response = client.post("/v1/documents", **kwargs)
     assert response.status_code == status, response.text
+
+
+@pytest.mark.parametrize(
+    ("source", "stored", "media_type"),
+    [
+        ("https://example.com//page?x=1", "https://example.com//page?x=1", "text/plain"),
+        ("report.pdf", "report.pdf", "text/plain"),
+        ("wiki/start.md", "wiki/start.md", "text/markdown"),
+        ("/etc/../minutes", "etc/minutes.txt", "text/plain"),
+    ],
+)
+def test_a_pushed_text_is_text_under_any_source(
+    pushing: Running, source: str, stored: str, media_type: str
+) -> None:
+    with pushing.client() as client:
+        pushed = client.post("/v1/documents", json={"source": source, "text": "Tea is at four."})
+    assert pushed.status_code == 200, pushed.text
+    (row,) = pushing.services.store.documents().to_pylist()
+    assert (row["source"], row["media_type"], row["text"]) == (
+        stored,
+        media_type,
+        "Tea is at four.",
+    )
 
 
 def test_the_log_survives_a_graceful_stop(start: Start) -> None:

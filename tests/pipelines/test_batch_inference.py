@@ -174,6 +174,13 @@ def test_a_run_whose_snapshot_is_gone_starts_anew(answer: Answerer, store: Featu
     assert summary.contract["ok"]
 
 
+@pytest.mark.parametrize("damage", [b"\x00\x00\n", b'{"run_id": "x"}\n', b"[]\n", b"3\n"])
+def test_damaged_work_is_put_aside(answer: Answerer, tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / ".out.jsonl.work.jsonl").write_bytes(damage)
+    assert answer().resumed == 0
+    assert (tmp_path / ".out.jsonl.work.damaged").read_bytes() == damage
+
+
 def test_one_bad_question_does_not_take_the_others_down(
     answer: Answerer, questions: Path, tmp_path: Path
 ) -> None:
@@ -253,6 +260,13 @@ def test_bad_inputs_are_refused_before_anything_is_computed(
         answer(source=twice)
     with pytest.raises(SourceError):
         answer(source=tmp_path / "missing.csv")
+    gap = tmp_path / "gap.csv"
+    gap.write_text("id,question\n1,a?\n,\n\n2,\n")
+    with pytest.raises(SourceError, match="line 5"):
+        answer(source=gap)
+    gap.write_text("id,question\n1,a?\n,\n\n2\n")
+    with pytest.raises(SourceError, match="line 5"):
+        answer(source=gap)
     nameless = tmp_path / "nameless.csv"
     nameless.write_text("text\nx\n")
     with pytest.raises(SourceError):

@@ -76,6 +76,9 @@ class ChatRequest(Wire):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     response_format: ResponseFormat | None = None
     tool_choice: Literal["none", "auto"] | None = None
+    function_call: Literal["none", "auto"] | None = None
+    modalities: list[Literal["text"]] | None = None
+    top_logprobs: Literal[0] | None = None
     logprobs: Literal[False] | None = None
     k: Annotated[int, Field(ge=1, le=100)] | None = None
     mode: Literal["hybrid", "vector", "text"] | None = None

@@ -63,6 +63,14 @@ def test_a_cited_document_can_be_read_at_its_snapshot(start: Start) -> None:
         assert client.get(path, params={"at": "d99c99"}).status_code == 404
 
 
+def test_the_base_model_is_found_as_base(start: Start) -> None:
+    with start().client() as client:
+        base = client.get("/v1/models/base").json()
+        assert (base["id"], base["object"]) == ("base", "model")
+        assert client.get(f"/v1/models/{base['root']}").json() == {**base, "id": base["root"]}
+        assert client.get("/v1/models/nobody").status_code == 404
+
+
 def test_health_version_and_metrics(start: Start) -> None:
     with start().client() as client:
         assert client.get("/health/live").json() == {"status": "ok"}

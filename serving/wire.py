@@ -57,7 +57,7 @@ class ResponseFormat(Wire):
 
 
 class ChatRequest(Wire):
-    """Body of ``POST /v1/chat/completions``. Fields below ``logprobs`` are ours.
+    """Body of ``POST /v1/chat/completions``. Fields below ``top_logprobs`` are ours.
 
     What a client asks for and would miss in the answer is refused by name; wishes that a model is
     free not to use (``tools`` with ``tool_choice: auto``) are ignored.
@@ -78,8 +78,8 @@ class ChatRequest(Wire):
     tool_choice: Literal["none", "auto"] | None = None
     function_call: Literal["none", "auto"] | None = None
     modalities: list[Literal["text"]] | None = None
-    top_logprobs: Literal[0] | None = None
     logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
     k: Annotated[int, Field(ge=1, le=100)] | None = None
     mode: Literal["hybrid", "vector", "text"] | None = None
     filter: Text | None = None

@@ -1,7 +1,8 @@
 """The batch inference pipeline: a file of questions becomes a file and table of predictions.
 
 A run works on one snapshot and one model version from its first question to its last. What is
-done is on disk after every batch, so an interrupted run goes on where it stopped.
+done is on disk after every batch, so an interrupted run goes on where it stopped. Where its
+snapshot is gone or another model answers now, a new run begins.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rag_fti import contracts, ids
 from rag_fti.config import Settings
 from rag_fti.contracts import Check, Contract, ContractRun, Outcome
+from rag_fti.errors import SnapshotNotFound
 from rag_fti.progress import Progress, Silent
 from rag_fti.schemas import field_table, predictions_schema
 
@@ -179,29 +181,27 @@ def run(
         "generator": settings.generator.model_dump(mode="json"),
     }
     header, done = work.open_run(job) if settings.batch.resume else ({}, [])
-    run_id = str(header.get("run_id") or contracts.new_run_id(PIPELINE))
-    report_path = settings.storage.reports / PIPELINE / f"{run_id}.json"
-    contract = ContractRun(CONTRACT, run_id=run_id, report_path=report_path)
     counts = Counter(item.id for item in asked)
-    contract.require(
-        {
-            "questions": len(asked),
-            "repeated_ids": sorted(name for name, count in counts.items() if count > 1),
-            "store_filled": store.exists(),
-        }
-    )
+    facts = {
+        "questions": len(asked),
+        "repeated_ids": sorted(name for name, count in counts.items() if count > 1),
+        "store_filled": store.exists(),
+    }
+    contract = _begin(settings, facts, run_id=str(header.get("run_id", "")))
     require_collections(store, collections, at=str(job["at"]))
     if dry_run:
         snapshot = store.resolve(str(job["at"]))
         report = contract.finish({"per_question": 0.0, "failed_share": 0.0})
         return Summary(
-            run_id, str(output), len(asked), 0, 0, 0, len(done), model, snapshot,
-            time.monotonic() - started, report.summary(report_path), dry_run=True,
+            contract.run_id, str(output), len(asked), 0, 0, 0, len(done), model, snapshot,
+            time.monotonic() - started, report.summary(contract.report_path), dry_run=True,
         )  # fmt: skip
     engine = engine or build_engine(settings, store=store, model_ref=model or None)
-    if header and header["model_answering"] != engine.model:
-        progress.note(f"{engine.model} took over from {header['model_answering']}: starting anew.")
+    if header and (reason := _outdated(header, store, model=engine.model)):
+        progress.note(f"{reason}: starting anew.")
         header, done = {}, []
+        contract = _begin(settings, facts)  # what the other run published keeps its id
+    run_id = contract.run_id
     if not header:
         header = {
             "run_id": run_id,
@@ -250,8 +250,28 @@ def run(
         model=engine.model,
         snapshot=snapshot,
         seconds=seconds,
-        contract=report.summary(report_path),
+        contract=report.summary(contract.report_path),
     )
+
+
+def _begin(settings: Settings, facts: Mapping[str, Any], *, run_id: str = "") -> ContractRun:
+    """Check the preconditions of a run; an empty id makes a new one."""
+    run_id = run_id or contracts.new_run_id(PIPELINE)
+    report = settings.storage.reports / PIPELINE / f"{run_id}.json"
+    contract = ContractRun(CONTRACT, run_id=run_id, report_path=report)
+    contract.require(facts)
+    return contract
+
+
+def _outdated(header: Mapping[str, Any], store: FeatureStore, *, model: str) -> str:
+    """Why an interrupted run cannot go on; empty if it can."""
+    if header["model_answering"] != model:
+        return f"{model} took over from {header['model_answering']}"
+    try:
+        store.resolve(str(header["snapshot"]))
+    except SnapshotNotFound:
+        return f"The snapshot {header['snapshot']} of the interrupted run is gone"
+    return ""
 
 
 if __name__ == "__main__":

@@ -78,9 +78,11 @@ def set_up_logging() -> None:
             f"RAG_FTI_LOG_LEVEL is {level!r}, which is no level of logging.",
             next_step="Use DEBUG, INFO, WARNING or ERROR.",
         )
-    logging.basicConfig(
-        level=level, handlers=[RichHandler(console=stderr, show_path=False)], format="%(message)s"
-    )
+    if stderr.is_terminal:
+        rich = RichHandler(console=stderr, show_path=False)
+        logging.basicConfig(level=level, handlers=[rich], format="%(message)s")
+    else:  # for programs: one line each, however long
+        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
     # Renames that model libraries announce concern this code, not the person who runs it.
     warnings.filterwarnings("ignore", category=FutureWarning)
     # Model libraries talk a lot; their progress bars would tear ours.

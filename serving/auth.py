@@ -10,6 +10,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from rag_fti.errors import ConfigError
-from rag_fti.files import write_bytes_atomic
+from rag_fti.files import locked, write_bytes_atomic
 
 Scope = Literal["chat", "search", "ingest", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -240,11 +241,8 @@ def add_key(
     Raises:
         ConfigError: If the name is taken or a scope is unknown.
     """
-    keys = read_keys(path)
     if not _NAME.match(name):
         raise ConfigError(f"{name!r} cannot name a key.", next_step="Use letters, digits, . _ -")
-    if any(key.name == name for key in keys):
-        raise ConfigError(f"There is a key named {name!r} already in {path}.")
     unknown = sorted(set(scopes) - set(SCOPES))
     if unknown or not scopes:
         raise ConfigError(
@@ -261,7 +259,11 @@ def add_key(
         requests_per_minute=requests_per_minute,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    write_keys(path, [*keys, key])
+    with _changing(path):
+        keys = read_keys(path)
+        if any(other.name == name for other in keys):
+            raise ConfigError(f"There is a key named {name!r} already in {path}.")
+        write_keys(path, [*keys, key])
     return key, secret
 
 
@@ -271,13 +273,19 @@ def remove_key(path: Path, name: str) -> ApiKey:
     Raises:
         ConfigError: If there is no such key.
     """
-    keys = read_keys(path)
-    found = [key for key in keys if name in (key.name, key.id)]
-    if not found:
-        known = ", ".join(key.name for key in keys) or "none"
-        raise ConfigError(f"No key {name!r} in {path}; there: {known}.")
-    write_keys(path, [key for key in keys if key not in found])
+    with _changing(path):
+        keys = read_keys(path)
+        found = [key for key in keys if name in (key.name, key.id)]
+        if not found:
+            known = ", ".join(key.name for key in keys) or "none"
+            raise ConfigError(f"No key {name!r} in {path}; there: {known}.")
+        write_keys(path, [key for key in keys if key not in found])
     return found[0]
+
+
+def _changing(path: Path) -> AbstractContextManager[None]:
+    """Between reading a key file and writing it, nobody else changes it."""
+    return locked(path.with_name(f".{path.name}.lock"))
 
 
 def write_keys(path: Path, keys: Sequence[ApiKey]) -> None:

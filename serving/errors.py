@@ -67,14 +67,21 @@ class Shape:
     status: int
     kind: str
     code: str | None
+    message: str = ""
+    """Said instead of the error's own words, where those tell of paths or of others' data."""
 
+
+_NO_SNAPSHOT = (
+    "There is no such snapshot or tag; give the snapshot of an answer, a tag, or nothing for the "
+    "newest."
+)
 
 # The first entry whose class fits counts: special cases stand before their bases.
 TABLE: tuple[tuple[type[RagFtiError], Shape], ...] = (
     (ContextTooLong, Shape(400, "invalid_request_error", "context_length_exceeded")),
     (Overloaded, Shape(429, "rate_limit_error", "overloaded")),
     (ModelNotFound, Shape(404, "invalid_request_error", "model_not_found")),
-    (SnapshotNotFound, Shape(404, "invalid_request_error", "snapshot_not_found")),
+    (SnapshotNotFound, Shape(404, "invalid_request_error", "snapshot_not_found", _NO_SNAPSHOT)),
     (ConfigError, Shape(400, "invalid_request_error", None)),
     (SourceError, Shape(422, "invalid_request_error", "unreadable_document")),
     (IncompatibleArtifact, Shape(503, "server_error", "incompatible_artifact")),
@@ -103,7 +110,8 @@ def describe(error: RagFtiError) -> tuple[int, dict[str, object], dict[str, str]
         return error.status, body, error.headers
     shape = next(shape for kind, shape in TABLE if isinstance(error, kind))
     headers = {"Retry-After": "1"} if shape.status == 429 else {}
-    return shape.status, body_of(str(error), kind=shape.kind, code=shape.code), headers
+    body = body_of(shape.message or str(error), kind=shape.kind, code=shape.code)
+    return shape.status, body, headers
 
 
 def json_response(
@@ -146,8 +154,11 @@ def install(app: FastAPI) -> None:
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        # The innermost says most; steps that are no names are the branches of a choice of types.
-        problem = max(error.errors(), key=lambda problem: len(problem["loc"]))
+        # The innermost says most, of equals the one whose type fits: it is only too long. Steps
+        # that are no names are the branches of a choice of types.
+        problem = max(
+            error.errors(), key=lambda problem: (len(problem["loc"]), "too_long" in problem["type"])
+        )
         path = [s for s in problem["loc"] if s not in ("body", "query", "path")]
         where = ".".join(str(s) for s in path if isinstance(s, int) or s.isidentifier())
         message = str(problem["msg"]).removeprefix("Value error, ")[:MAX_SHOWN]

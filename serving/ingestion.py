@@ -11,20 +11,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from rag_fti.contracts import ContractRun, new_run_id
+from rag_fti.features.loading import LoadTask
 from rag_fti.progress import Silent
 from rag_fti.roots import datasets_root, open_registry
 from serving.errors import ApiError
 from serving.services import Services
 
 
-def push(
-    services: Services, documents: Sequence[tuple[str, bytes]], *, collection: str
-) -> dict[str, Any]:
+def push(services: Services, documents: Sequence[LoadTask], *, collection: str) -> dict[str, Any]:
     """Ingest documents under the contract of the ingest pipeline. Blocks.
 
     Args:
         services: The server's parts.
-        documents: Source and bytes of each.
+        documents: Source and bytes of each, and its format where the bytes need not tell.
         collection: Where they go.
 
     Returns:
@@ -36,7 +35,6 @@ def push(
     """
     from pipelines import ingest
     from rag_fti.features.ingestion import build_ingestor
-    from rag_fti.features.loading import LoadTask
 
     settings = services.settings
     embedder = services.retriever.embedder
@@ -57,7 +55,7 @@ def push(
         run_id=run_id,
         collection=collection,
     )
-    totals = ingestor.ingest_tasks(LoadTask(source, data=data) for source, data in documents)
+    totals = ingestor.ingest_tasks(documents)
     totals.seconds = time.monotonic() - started
     summary = ingest.finish(settings, services.store, contract, totals, progress=Silent())
     if len(totals.failures) == len(documents):

@@ -65,6 +65,7 @@ class RequestGuard:
         self._hosts = frozenset(host.lower() for host in allowed_hosts)
         self._origins = frozenset(cors_origins)
         self._max_bytes = max_bytes
+        self._most_read = 8 * max_bytes
         self._body_seconds = body_seconds
         self._observe = observe
 
@@ -145,29 +146,39 @@ class RequestGuard:
             )
 
     async def _read_body(self, headers: dict[bytes, bytes], receive: Receive) -> Receive:
-        """Read the whole body within the limits; returns a ``receive`` that gives it again."""
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > self._max_bytes:
+        """Read the whole body within the limits; returns a ``receive`` that gives it again.
+
+        What is too large is read on to a limit and forgotten, as most clients look for an answer
+        only when they have sent everything.
+        """
+        declared = headers.get(b"content-length", b"0")
+        length = int(declared) if declared.isdigit() else self._most_read + 1
+        waits = b"expect" in headers  # sends no body before it is told to
+        if length > (self._max_bytes if waits else self._most_read):
             raise self._too_large()
-        body = bytearray()
+        body, size = bytearray(), 0
         try:
             async with asyncio.timeout(self._body_seconds):
                 more = True
-                while more:
+                while more and size <= self._most_read:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise ClientGone
-                    body += message.get("body", b"")
+                    size += len(message.get("body", b""))
+                    if size <= self._max_bytes:
+                        body += message.get("body", b"")
                     more = message.get("more_body", False)
-                    if len(body) > self._max_bytes:
-                        raise self._too_large()
         except TimeoutError:
+            if max(length, size) > self._max_bytes:
+                raise self._too_large() from None
             raise ApiError(
                 f"The body did not arrive within {self._body_seconds:g} seconds.",
                 status=408,
                 code="request_timeout",
                 headers={"Connection": "close"},
             ) from None
+        if size > self._max_bytes:
+            raise self._too_large()
         given = False
 
         async def replay() -> Message:

@@ -57,7 +57,7 @@ class ResponseFormat(Wire):
 
 
 class ChatRequest(Wire):
-    """Body of ``POST /v1/chat/completions``. Fields below ``logprobs`` are ours.
+    """Body of ``POST /v1/chat/completions``. Fields below ``top_logprobs`` are ours.
 
     What a client asks for and would miss in the answer is refused by name; wishes that a model is
     free not to use (``tools`` with ``tool_choice: auto``) are ignored.
@@ -76,7 +76,10 @@ class ChatRequest(Wire):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     response_format: ResponseFormat | None = None
     tool_choice: Literal["none", "auto"] | None = None
+    function_call: Literal["none", "auto"] | None = None
+    modalities: list[Literal["text"]] | None = None
     logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
     k: Annotated[int, Field(ge=1, le=100)] | None = None
     mode: Literal["hybrid", "vector", "text"] | None = None
     filter: Text | None = None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +20,8 @@ from rag_fti.errors import ConfigError, SourceError
 from rag_fti.evaluation.questions import question_ids, read_questions, read_rows
 from rag_fti.files import write_bytes_atomic
 from rag_fti.schemas import predictions_schema
+
+logger = logging.getLogger(__name__)
 
 OUTPUT_SUFFIXES = (".jsonl", ".parquet", ".csv")
 
@@ -42,7 +45,10 @@ class WorkFile:
         self.path = output.with_name(f".{output.name}.work.jsonl")
 
     def open_run(self, job: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """Header and predictions of an interrupted run of the same job; empty where none is."""
+        """Header and predictions of an interrupted run of the same job; empty where none is.
+
+        A file that cannot be read is put aside.
+        """
         if not self.path.is_file():
             return {}, []
         content = self.path.read_bytes()
@@ -51,11 +57,18 @@ class WorkFile:
             return {}, []
         if whole < len(content):
             os.truncate(self.path, whole)  # a torn last line is done again
-        lines = content[:whole].split(b"\n")[:-1]
-        header = json.loads(lines[0])
-        if header.get("job") != json.loads(json.dumps(job)):
+        try:
+            header, *rows = (json.loads(line) for line in content[:whole].split(b"\n")[:-1])
+            same = header["job"] == json.loads(json.dumps(job))
+        except (ValueError, KeyError, TypeError) as error:
+            aside = self.path.rename(self.path.with_suffix(".damaged"))
+            logger.warning(
+                "The work of an interrupted run is damaged (%s): starting anew; it is kept as %s.",
+                error,
+                aside,
+            )
             return {}, []
-        return header, [json.loads(line) for line in lines[1:]]
+        return (header, rows) if same else ({}, [])
 
     def start(self, header: Mapping[str, Any]) -> None:
         """Begin a new run."""
@@ -93,34 +106,39 @@ def check_output(output: Path) -> None:
 
 
 def read_input(path: Path) -> list[Asked]:
-    """The questions of a file, by its suffix.
+    """The questions of a file, by its suffix; blank lines are none.
 
     Raises:
-        SourceError: If it cannot be read.
+        SourceError: If it cannot be read, or a line holds something but no question.
     """
     suffix = path.suffix.lower()
     if suffix in (".jsonl", ".ndjson", ".json"):
         return [Asked(q.id, q.question) for q in read_questions(path)]
-    rows: list[Mapping[str, Any]]
+    rows: Iterable[tuple[int, Mapping[str, Any]]]
+    asked = []
     try:
         if suffix in (".csv", ".tsv"):
-            rows = [row for _, row in read_rows(path)]
+            rows = [(line, {"question": "", **row}) for line, row in read_rows(path)]
         elif suffix == ".parquet":
-            rows = pq.read_table(path).to_pylist()
+            rows = enumerate(pq.read_table(path).to_pylist(), start=1)
         else:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
-            rows = [{"question": line} for line in lines]
-        given = [
-            ("" if row.get("id") is None else str(row["id"]), str(row["question"] or "").strip())
-            for row in rows
-        ]
+            rows = enumerate(({"question": line} for line in lines), start=1)
+        for line, row in rows:
+            text = str(row["question"] or "").strip()
+            if text:
+                asked.append(("" if row.get("id") is None else str(row["id"]), text))
+            elif any(str(value).strip() for value in row.values() if value is not None):
+                raise SourceError(
+                    f"{path}, line {line}: the question is empty.",
+                    next_step="Write one there, or remove the line.",
+                )
     except (OSError, UnicodeDecodeError, ValueError, KeyError) as error:
         what = f"no column {error}" if isinstance(error, KeyError) else error
         raise SourceError(
             f"Cannot read the questions in {path}: {what}.",
             next_step="Give JSONL, CSV or Parquet with a column question, or text lines.",
         ) from error
-    asked = [(own, text) for own, text in given if text]
     names = question_ids(asked)
     return [Asked(name, text) for name, (_, text) in zip(names, asked, strict=True)]
 

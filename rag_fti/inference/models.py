@@ -76,7 +76,6 @@ def resolve_reference(settings: Settings, reference: str = "") -> ModelVersion |
     except ModelNotFound:
         if reference or "@" in wanted:
             raise
-        logger.info("no version is %s yet: the base model answers", wanted)
         return None
 
 
@@ -101,6 +100,8 @@ def open_model(settings: Settings, reference: str = "") -> ServedModel:
             return ServedModel(build_remote_generator(config, environment=os.environ))
         config = LocalGeneratorConfig()
     if version is None:
+        if not reference and not names_base_model(config.model):
+            logger.info("no version is %s yet: the base model answers", config.model)
         return _open_base(config)
     return _open_version(settings, config, version)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from pathlib import PurePosixPath
 from typing import Annotated, Any
@@ -13,6 +14,8 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from rag_fti.feature_store import sql_string
+from rag_fti.features.loading import LoadTask
+from rag_fti.features.loading.formats import Format, format_of
 from rag_fti.retrieval import restrict
 from serving.access import Ingesting, Reading, ServicesDep
 from serving.auth import Principal
@@ -27,6 +30,8 @@ router = APIRouter()
 _READ = ("document_id", "collection", "source", "title", "media_type", "text", "version")
 _MAX_FORM_FILES = 20
 _MAX_FORM_FIELDS = 20
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.")
+_PLAIN = Format("text/plain", "text")
 
 _PUSH_BODY = {
     "requestBody": {
@@ -72,6 +77,7 @@ async def read_document(
 async def push_document(request: Request, principal: Ingesting, services: ServicesDep) -> Response:
     """Ingest a document, pushed as a file (multipart) or as JSON ``{"source", "text"}``.
 
+    A file is read by its kind; what JSON carries is text already, whatever the source ends in.
     The answer has the keys of ``rag-fti ingest --json``. A document with the same source in the
     same collection is replaced.
     """
@@ -164,18 +170,28 @@ def target_collection(services: Services, principal: Principal, wanted: str | No
     return name
 
 
-async def _from_json(request: Request) -> tuple[list[tuple[str, bytes]], str | None]:
+async def _from_json(request: Request) -> tuple[list[LoadTask], str | None]:
     try:
         body = DocumentRequest.model_validate_json(await request.body())
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
     source = clean_source(body.source)
-    suffix = PurePosixPath(source).suffix
-    name = source if suffix else f"{source}.txt"
-    return [(name, body.text.encode("utf-8", errors="replace"))], body.collection
+    if not body.text.strip():
+        raise ApiError(
+            "The document has no text.", status=422, code="unreadable_document", param="text"
+        )
+    if not _ADDRESS.match(source) and not PurePosixPath(source).suffix:
+        source += ".txt"
+    named = format_of(source)
+    task = LoadTask(
+        source,
+        data=body.text.encode("utf-8", errors="replace"),
+        format=named if named and named.parser == _PLAIN.parser else _PLAIN,
+    )
+    return [task], body.collection
 
 
-async def _from_form(request: Request) -> tuple[list[tuple[str, bytes]], str | None]:
+async def _from_form(request: Request) -> tuple[list[LoadTask], str | None]:
     documents = []
     collection: str | None = None
     async with request.form(
@@ -185,7 +201,8 @@ async def _from_form(request: Request) -> tuple[list[tuple[str, bytes]], str | N
     ) as form:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
-                documents.append((clean_source(value.filename or ""), await value.read()))
+                source = clean_source(value.filename or "")
+                documents.append(LoadTask(source, data=await value.read()))
             elif name == "collection" and value:
                 collection = value
     if not documents:
@@ -200,12 +217,14 @@ def services_limit(request: Request) -> int:
 
 
 def clean_source(name: str) -> str:
-    """A pushed document's source: a relative path without tricks.
+    """A pushed document's source: a relative path without tricks, or an address as it is.
 
     Raises:
         ApiError: If nothing is left of it.
     """
     visible = "".join(c for c in name if unicodedata.category(c)[0] != "C")
+    if _ADDRESS.match(visible):
+        return visible[:500]
     parts = [part for part in visible.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     source = "/".join(parts)[:500]
     if not source:

@@ -11,6 +11,7 @@ from fastapi.responses import Response
 
 from rag_fti.config.models import RemoteGeneratorConfig
 from rag_fti.inference.model_pool import DEFAULT, not_served, open_registry
+from rag_fti.inference.models import BASE
 from serving.access import Chatting, ServicesDep
 from serving.errors import json_response
 from serving.exchange import run_blocking
@@ -32,9 +33,13 @@ async def retrieve_model(
     model: str, request: Request, principal: Chatting, services: ServicesDep
 ) -> Response:
     """One of them."""
+    config = services.settings.generator
+    named = model
+    if model == BASE:
+        named = config.model if isinstance(config, RemoteGeneratorConfig) else config.base_model
     for entry in await run_blocking(request, lambda: list(entries(services))):
-        if entry["id"] == model:
-            return json_response(entry)
+        if entry["id"] == named:
+            return json_response({**entry, "id": model})
     raise not_served(model)
 
 

@@ -4,6 +4,7 @@ import { ApiError, events, request } from "./api.js";
 import { footer, renderText, sources, withoutMarkers } from "./answer.js";
 import { announce, byId, count, element, icon } from "./dom.js";
 
+const EARLIER_TURNS = 200; // sent along; the server takes 500 messages and reads fewer
 const NEAR = 80; // pixels from the end at which a reader counts as following the answer
 
 /**
@@ -71,11 +72,12 @@ export function createConversation({ model, openSource, onState, onAnswered }) {
     }
   }
 
-  /** Earlier turns that were answered, oldest first. */
+  /** The latest turns that were answered, oldest first. */
   function history(turn) {
     const before = turns.slice(0, turns.indexOf(turn));
     return before
       .filter((earlier) => earlier.status === "done" || (earlier.status === "stopped" && earlier.text))
+      .slice(-EARLIER_TURNS)
       .flatMap((earlier) => [
         { role: "user", content: earlier.question },
         { role: "assistant", content: withoutMarkers(earlier.text) || earlier.text },

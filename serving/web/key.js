@@ -34,7 +34,13 @@ export function createKeyDialog() {
   };
   byId("key-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    key.set(field.value.trim());
+    const given = field.value.replace(/[\s\p{C}]/gu, ""); // copying takes unseen characters along
+    if (!/^[!-~]+$/.test(given)) {
+      text.textContent = "This cannot be a key: it holds characters that no key has. Copy it again.";
+      field.focus();
+      return;
+    }
+    key.set(given);
     settle(true);
     dialog.close();
   });

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from rag_fti.errors import IncompatibleArtifact, ModelNotFound, RegistryError
 from rag_fti.feature_store import FeatureStore
 from rag_fti.inference import ServedModel, open_model
 from rag_fti.inference.model_pool import DEFAULT, ModelPool
+from rag_fti.inference.models import resolve_reference
 from rag_fti.registry import Registry
 from rag_fti.retrieval import build_retriever
 from tests.inference.corpus import CHUNKER_DIGEST, FirstSentence, HashEmbedder
@@ -330,6 +332,21 @@ def test_many_versions_in_little_room_all_get_their_turn(
     assert all(name == model for name, model in answered)
     assert len(factory.opened) <= 41
     assert sum(not model.closed for model in factory.opened) <= 2
+
+
+def test_that_the_base_model_answers_is_said_when_it_is_loaded(
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="rag_fti.inference.models")
+    base = str(save_tiny(tmp_path / "base"))
+    generator = settings.generator.model_copy(update={"base_model": base, "model": "champion"})
+    settings = settings.model_copy(update={"generator": generator})
+    open_model(settings).close()
+    for _ in range(3):
+        assert resolve_reference(settings) is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "no version is champion yet: the base model answers"
+    ]
 
 
 def test_open_model_checks_digests_base_weights_and_prompt_format(

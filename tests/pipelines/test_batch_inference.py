@@ -135,6 +135,52 @@ def test_another_input_or_model_starts_anew(answer: Answerer, questions: Path) -
     assert answer().resumed == 0
 
 
+def test_a_run_that_starts_anew_has_an_id_of_its_own(
+    answer: Answerer, store: FeatureStore, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+
+    class InTheWay(FirstSentence):
+        def stream(self, request: Any, cancellation: Any = None) -> Any:
+            output.mkdir(exist_ok=True)
+            return super().stream(request, cancellation)
+
+    with pytest.raises(IsADirectoryError):
+        answer(InTheWay())
+    (lost,) = set(store.rows("predictions")["run_id"].to_pylist())
+    output.rmdir()
+    summary = answer(FirstSentence("other"))
+    assert summary.run_id != lost
+    assert Path(summary.contract["report"]).stem == summary.run_id
+    stored = store.rows("predictions", where=f"run_id = '{summary.run_id}'").to_pylist()
+    assert [(row["prediction_id"], row["model"]) for row in stored] == [
+        (row["prediction_id"], "other") for row in lines_of(output)
+    ]
+
+
+def test_a_run_whose_snapshot_is_gone_starts_anew(answer: Answerer, store: FeatureStore) -> None:
+    class Deletes(FirstSentence):
+        def stream(self, request: Any, cancellation: Any = None) -> Any:
+            if len(self.requests) == 3:
+                fill(store, {"guide/keys.md": "The cellar key is kept by Bo Lind."})
+                store.purge()
+                raise KeyboardInterrupt
+            return super().stream(request, cancellation)
+
+    with pytest.raises(KeyboardInterrupt):
+        answer(Deletes())
+    summary = answer()
+    assert (summary.resumed, summary.snapshot) == (0, store.snapshot())
+    assert summary.contract["ok"]
+
+
+@pytest.mark.parametrize("damage", [b"\x00\x00\n", b'{"run_id": "x"}\n', b"[]\n", b"3\n"])
+def test_damaged_work_is_put_aside(answer: Answerer, tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / ".out.jsonl.work.jsonl").write_bytes(damage)
+    assert answer().resumed == 0
+    assert (tmp_path / ".out.jsonl.work.damaged").read_bytes() == damage
+
+
 def test_one_bad_question_does_not_take_the_others_down(
     answer: Answerer, questions: Path, tmp_path: Path
 ) -> None:
@@ -214,6 +260,13 @@ def test_bad_inputs_are_refused_before_anything_is_computed(
         answer(source=twice)
     with pytest.raises(SourceError):
         answer(source=tmp_path / "missing.csv")
+    gap = tmp_path / "gap.csv"
+    gap.write_text("id,question\n1,a?\n,\n\n2,\n")
+    with pytest.raises(SourceError, match="line 5"):
+        answer(source=gap)
+    gap.write_text("id,question\n1,a?\n,\n\n2\n")
+    with pytest.raises(SourceError, match="line 5"):
+        answer(source=gap)
     nameless = tmp_path / "nameless.csv"
     nameless.write_text("text\nx\n")
     with pytest.raises(SourceError):

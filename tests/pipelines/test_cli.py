@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -105,6 +107,16 @@ def test_a_log_level_that_is_none_is_one_clear_message(
     result: Result = invoke("status", "--json")  # type: ignore[operator]
     assert result.exit_code == 2, result.output
     assert "LOUD" in json.loads(result.stdout)["error"]["message"]
+
+
+def test_a_log_line_in_a_file_is_one_line() -> None:
+    program = (
+        "import logging; from pipelines.console import set_up_logging; set_up_logging(); "
+        "logging.warning('word ' * 60)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    (line,) = done.stderr.splitlines()
+    assert "WARNING" in line
 
 
 def test_a_port_in_use_is_one_clear_message(invoke: object) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,20 @@ def test_names_scopes_and_files_are_checked(tmp_path: Path) -> None:
             read_keys(path)
     with pytest.raises(ConfigError, match="keys add"):
         KeyFile(tmp_path / "missing.yaml")
+
+
+def test_keys_that_are_added_and_removed_at_once_are_all_kept_to(tmp_path: Path) -> None:
+    path = tmp_path / "keys.yaml"
+    for number in range(8):
+        add_key(path, name=f"old{number}", scopes=["chat"], collections=[])
+    with ThreadPoolExecutor(16) as threads:
+        changes = [threads.submit(remove_key, path, f"old{n}") for n in range(8)]
+        for n in range(8):
+            new = {"name": f"new{n}", "scopes": ["chat"], "collections": []}
+            changes.append(threads.submit(add_key, path, **new))  # type: ignore[arg-type]
+        for change in changes:
+            change.result()
+    assert {key.name for key in read_keys(path)} == {f"new{n}" for n in range(8)}
 
 
 def test_the_bucket_refills_evenly() -> None:

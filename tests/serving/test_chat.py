@@ -167,6 +167,38 @@ def test_errors_are_openai_shaped_also_when_streaming(
         assert error["code"] == code
 
 
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        ({"stop": ["a"] * 17}, "stop", "at most 16 items"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 101}]},
+            "messages.0.content",
+            "at most 100 items",
+        ),
+        ({"stop": 3}, "stop", "string"),
+        ({"function_call": {"name": "search"}}, "function_call", "auto"),
+        ({"modalities": ["text", "audio"]}, "modalities.1", "text"),
+        ({"top_logprobs": 5}, "top_logprobs", "0"),
+        ({"at": "zzz"}, None, "no such snapshot or tag;"),
+        ({"at": "d9999c9999"}, None, "no such snapshot or tag;"),
+    ],
+)
+def test_a_refusal_says_what_does_not_fit_and_no_more(
+    shared: httpx.Client, fields: dict[str, Any], param: str | None, said: str
+) -> None:
+    response = shared.post("/v1/chat/completions", json={**ask(), **fields})
+    error = response.json()["error"]
+    assert (response.status_code // 100, error["param"]) == (4, param)
+    assert said in error["message"]
+    assert "/" not in error["message"]
+
+
+def test_wishes_that_ask_for_nothing_are_taken(shared: httpx.Client) -> None:
+    fields = {"function_call": "auto", "modalities": ["text"], "top_logprobs": None}
+    assert shared.post("/v1/chat/completions", json={**ask(), **fields}).status_code == 200
+
+
 def test_a_full_queue_answers_429_with_retry_after(start: Start, gate: Gate) -> None:
     server = start(gate, serving__max_running=1, serving__max_queue=1)
     lane = server.services.lanes["requests"]

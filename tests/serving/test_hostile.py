@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -82,6 +83,21 @@ def test_malformed_http(server: Running, number: int) -> None:
     status = status_of(reply)
     assert status is None or status in ALLOWED, reply[:200]
     assert b"evil" not in reply
+
+
+def test_a_client_that_sends_everything_first_is_told_that_it_is_too_much(server: Running) -> None:
+    chunk = b"20000\r\n" + b"x" * 0x20000 + b"\r\n"
+    for pieces in (
+        [head("/", "Content-Length: 300000"), *[b"x" * 100_000] * 3],
+        [head("/", "Transfer-Encoding: chunked"), *[chunk] * 3, b"0\r\n\r\n"],
+    ):
+        with socket.create_connection(server.address, timeout=5) as connection:
+            for piece in pieces:
+                connection.sendall(piece)
+                time.sleep(0.05)
+            assert status_of(connection.recv(65536)) == 413
+    waiting = head("/", "Content-Length: 300000", "Expect: 100-continue")
+    assert status_of(server.raw(waiting)) == 413
 
 
 def nested(depth: int) -> bytes:

@@ -63,6 +63,14 @@ def test_a_cited_document_can_be_read_at_its_snapshot(start: Start) -> None:
         assert client.get(path, params={"at": "d99c99"}).status_code == 404
 
 
+def test_the_base_model_is_found_as_base(start: Start) -> None:
+    with start().client() as client:
+        base = client.get("/v1/models/base").json()
+        assert (base["id"], base["object"]) == ("base", "model")
+        assert client.get(f"/v1/models/{base['root']}").json() == {**base, "id": base["root"]}
+        assert client.get("/v1/models/nobody").status_code == 404
+
+
 def test_health_version_and_metrics(start: Start) -> None:
     with start().client() as client:
         assert client.get("/health/live").json() == {"status": "ok"}
@@ -200,7 +208,7 @@ def test_a_pushed_document_is_answered_from_at_once_and_gone_after_delete(
         assert citation["source"] == "house/attic.md"
         gone = client.delete(f"/v1/documents/{citation['document_id']}")
         assert gone.status_code == 200, gone.text
-        assert gone.json()["tainted"]["answers"] in ([answer["id"]], [])
+        assert gone.json()["tainted"]["answers"] == [answer["id"]]
         assert client.get(f"/v1/documents/{citation['document_id']}").status_code == 404
         after = client.post("/v1/chat/completions", json=question).json()
         assert after["abstained"] is True
@@ -213,6 +221,7 @@ def test_a_pushed_document_is_answered_from_at_once_and_gone_after_delete(
         ({"json": {"source": "a.txt", "text": "Hello there."}}, 200),
         ({"json": {"source": "a.txt"}}, 400),
         ({"json": {"source": "..", "text": "x"}}, 400),
+        ({"json": {"source": "a.txt", "text": " \n "}}, 422),
         ({"json": {"source": "a.txt", "text": "x", "collection": "no/slash"}}, 400),
         ({"content": b"plain", "headers": {"content-type": "text/plain"}}, 415),
         ({"content": b"{", "headers": {"content-type": "application/json"}}, 400),
@@ -229,6 +238,29 @@ def test_pushes_of_every_kind(pushing: Running, kwargs: dict, status: int) -> No
     with pushing.client() as client:
         response = client.post("/v1/documents", **kwargs)
     assert response.status_code == status, response.text
+
+
+@pytest.mark.parametrize(
+    ("source", "stored", "media_type"),
+    [
+        ("https://example.com//page?x=1", "https://example.com//page?x=1", "text/plain"),
+        ("report.pdf", "report.pdf", "text/plain"),
+        ("wiki/start.md", "wiki/start.md", "text/markdown"),
+        ("/etc/../minutes", "etc/minutes.txt", "text/plain"),
+    ],
+)
+def test_a_pushed_text_is_text_under_any_source(
+    pushing: Running, source: str, stored: str, media_type: str
+) -> None:
+    with pushing.client() as client:
+        pushed = client.post("/v1/documents", json={"source": source, "text": "Tea is at four."})
+    assert pushed.status_code == 200, pushed.text
+    (row,) = pushing.services.store.documents().to_pylist()
+    assert (row["source"], row["media_type"], row["text"]) == (
+        stored,
+        media_type,
+        "Tea is at four.",
+    )
 
 
 def test_the_log_survives_a_graceful_stop(start: Start) -> None:

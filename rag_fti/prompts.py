@@ -167,6 +167,11 @@ def is_abstention(text: str) -> bool:
     return rest != text and not (cited_numbers(rest) and says_something(rest))
 
 
+def cuts_abstention(stop: str) -> bool:
+    """Whether a text that ends a reply is part of the abstention sentence (case aside)."""
+    return stop.casefold() in ABSTENTION.casefold()
+
+
 def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
     """The prompt as text, up to and including the cue for the model's turn."""
     text = tokenizer.apply_chat_template(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rag_fti import prompts
 from rag_fti.alignment import Alignment, align, within_cell
@@ -14,6 +14,7 @@ _MARKED = re.compile(r"\s*\[(\d{1,3})\]")
 _MARKER_RUN = re.compile(r"(?:\s*\[\d{1,3}\])+")
 _THOUGHT = re.compile(r"\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
 _LEADING = re.compile(r"^[\s.,;:!?]+")
+_OPEN_MARKER = re.compile(r"\s*\[\d{0,3}$")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Settled:
     text: str
     abstained: bool
     citations: tuple[Citation, ...]
+    stopped: bool = False
+    """Whether a stop text cut it short."""
 
 
 ABSTAINED = Settled(text=prompts.ABSTENTION, abstained=True, citations=())
@@ -61,6 +64,44 @@ def settle(reply: str, hits: Sequence[Hit], *, restore: bool) -> Settled:
     pieces.append(text[position:])
     citations = tuple(_citation(number, hit, span) for number, (hit, span) in spans.items())
     return Settled(text="".join(pieces).strip(), abstained=abstained, citations=citations)
+
+
+def before_stop(settled: Settled, stop: Sequence[str]) -> Settled:
+    """What is shown before the first stop text, with the markers of the words that stay.
+
+    An abstention stays whole.
+
+    Args:
+        settled: The whole reply.
+        stop: Texts that end an answer.
+    """
+    text = settled.text
+    end = min((at for at in map(text.find, stop) if at >= 0), default=-1)
+    if settled.abstained or end < 0:
+        return settled
+    begin = max((run.end() for run in _MARKER_RUN.finditer(text, 0, end)), default=0)
+    kept = _OPEN_MARKER.sub("", text[:end]).rstrip()
+    citations = [c for c in settled.citations if c.marker in prompts.cited_numbers(text[:begin])]
+    run = _MARKER_RUN.search(text, begin)
+    if run and prompts.says_something(kept[begin:]):
+        marked = kept + run.group()
+        if not any(word in marked for word in stop):
+            whole = _LEADING.sub("", text[begin : run.start()])
+            cut = run.start() - len(kept)
+            citations += [
+                _shortened(c, whole, cut)
+                for c in settled.citations
+                if c not in citations and c.marker in prompts.cited_numbers(run.group())
+            ]
+            kept = marked
+    return Settled(text=kept, abstained=False, citations=tuple(citations), stopped=True)
+
+
+def _shortened(citation: Citation, words: str, cut: int) -> Citation:
+    """A citation of just these words, without the last ``cut`` characters; others as they are."""
+    if prompts.quote(citation.text) != words:
+        return citation
+    return replace(citation, end=citation.end - cut, text=citation.text[: len(words) - cut])
 
 
 def drop_empty_markers(text: str, *, known: int) -> str:

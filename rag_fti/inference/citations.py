@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rag_fti import prompts
-from rag_fti.alignment import Alignment, align, within_cell
+from rag_fti.alignment import Alignment, align, as_copied, unwrapped
 from rag_fti.schemas import Citation, Hit
 
 _MARKED = re.compile(r"\s*\[(\d{1,3})\]")
@@ -44,7 +44,8 @@ def settle(reply: str, hits: Sequence[Hit], *, restore: bool) -> Settled:
         reply: The model's text.
         hits: The passages of the prompt, in marker order.
         restore: Show such a sentence in the words of its passage (for models whose tokenizer
-            changes case or accents); in a table, no further than its cell or row.
+            changes case or accents), see :func:`rag_fti.alignment.as_copied`; line breaks of
+            hard-wrapped prose become spaces.
     """
     text = drop_empty_markers(without_thought(reply), known=len(hits)).strip()
     abstained = prompts.is_abstention(text)
@@ -99,7 +100,7 @@ def before_stop(settled: Settled, stop: Sequence[str]) -> Settled:
 
 def _shortened(citation: Citation, words: str, cut: int) -> Citation:
     """A citation of just these words, without the last ``cut`` characters; others as they are."""
-    if prompts.quote(citation.text) != words:
+    if unwrapped(prompts.quote(citation.text)) != words:
         return citation
     return replace(citation, end=citation.end - cut, text=citation.text[: len(words) - cut])
 
@@ -163,7 +164,7 @@ def _align_segment(
         passage = prompts.quote(hit.text)
         found = align(words, passage) if words else None
         if found is not None and copied:
-            found = within_cell(found, passage)
+            found = as_copied(found, passage)
         first = first or found
         if number not in spans or (spans[number][1] is None and found is not None):
             spans[number] = (hit, found)
@@ -172,7 +173,7 @@ def _align_segment(
 
 def _replaced(segment: str, found: Alignment) -> str:
     leading = _LEADING.match(segment)
-    return (leading.group() if leading else "") + found.text
+    return (leading.group() if leading else "") + unwrapped(found.text)
 
 
 def _citation(number: int, hit: Hit, span: Alignment | None) -> Citation:

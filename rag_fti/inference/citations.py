@@ -45,21 +45,27 @@ def settle(reply: str, hits: Sequence[Hit], *, restore: bool) -> Settled:
         hits: The passages of the prompt, in marker order.
         restore: Show such a sentence in the words of its passage (for models whose tokenizer
             changes case or accents), see :func:`rag_fti.alignment.as_copied`; line breaks of
-            hard-wrapped prose become spaces.
+            hard-wrapped prose become spaces. What begins in the title or headings above a
+            passage loses that beginning; what ends there cites the whole chunk. What neither
+            cites nor stands in a passage is an abstention.
     """
     text = drop_empty_markers(without_thought(reply), known=len(hits)).strip()
     abstained = prompts.is_abstention(text)
     if not prompts.says_something(text) or (abstained and is_abstention_start(text)):
         return ABSTAINED
     if not prompts.cited_numbers(text) and not abstained:
-        text = _with_found_marker(text, hits)
+        whole, text = text, _with_found_marker(text, hits)
+        if restore and text == whole:  # its last word may have been cut off
+            text = _with_found_marker(whole.rpartition(" ")[0], hits)
+            if not prompts.cited_numbers(text):
+                return ABSTAINED
     spans: dict[int, tuple[Hit, Alignment | None]] = {}
     pieces = []
     position = 0
     for run in _MARKER_RUN.finditer(text):
         segment = text[position : run.start()]
         found = _align_segment(segment, run.group(), hits, spans, copied=restore)
-        pieces.append(_replaced(segment, found) if restore and found is not None else segment)
+        pieces.append(_replaced(segment, found) if restore and found else segment)
         pieces.append(run.group())
         position = run.end()
     pieces.append(text[position:])
@@ -154,26 +160,40 @@ def _align_segment(
     spans: dict[int, tuple[Hit, Alignment | None]],
     *,
     copied: bool,
-) -> Alignment | None:
-    """Note the span of each passage in a run of markers; return the first one found."""
+) -> str:
+    """Note the span of each passage in a run of markers; return the first one's words, if any."""
     words = _LEADING.sub("", segment).strip()
-    first: Alignment | None = None
+    first = ""
     for number in prompts.cited_numbers(run):
         hit = hits[number - 1]
         # As the model saw it; the offsets are the same.
         passage = prompts.quote(hit.text)
         found = align(words, passage) if words else None
-        if found is not None and copied:
+        head = ""
+        if copied and words and found is None:
+            found, head = _below_head(words, passage, hit)
+        if copied and found is not None:
             found = as_copied(found, passage)
-        first = first or found
+        first = first or (found.text if found else head)
         if number not in spans or (spans[number][1] is None and found is not None):
             spans[number] = (hit, found)
     return first
 
 
-def _replaced(segment: str, found: Alignment) -> str:
+def _below_head(words: str, passage: str, hit: Hit) -> tuple[Alignment | None, str]:
+    """The part of copied words that is from the text; where there is none, those of its head."""
+    head = prompts.label(prompts.Passage("", hit.title, hit.heading)) + "\n"
+    found = align(words, head + passage)
+    end = found.end - len(head) if found else 0
+    if prompts.says_something(below := passage[: max(0, end)]):
+        start = end - len(below.lstrip())
+        return Alignment(passage[start:end], start, end), ""
+    return None, found.text.partition("\n")[0] if found else ""
+
+
+def _replaced(segment: str, found: str) -> str:
     leading = _LEADING.match(segment)
-    return (leading.group() if leading else "") + unwrapped(found.text)
+    return (leading.group() if leading else "") + unwrapped(found)
 
 
 def _citation(number: int, hit: Hit, span: Alignment | None) -> Citation:

@@ -169,6 +169,32 @@ def test_a_copied_answer_ends_with_its_cell_or_row(reply: str, shown: str) -> No
     assert citation.text == TABLE[citation.start - 10 : citation.end - 10] == shown
 
 
+@pytest.mark.parametrize(
+    ("reply", "shown", "cited"),
+    [
+        ("latin1 > cellar keys ada keeps", "Ada keeps", "Ada keeps"),
+        ("keys ada", "Ada", "Ada"),
+        ("latin1 > cellar keys", "Latin1 > Cellar Keys", DOCUMENT[:20]),
+        ("cellar keys", "Cellar Keys", DOCUMENT[:20]),
+        ("keys bob", "keys bob", DOCUMENT[:20]),
+    ],
+)
+def test_what_is_copied_from_above_a_text_is_left_out_or_in_its_own_spelling(
+    reply: str, shown: str, cited: str
+) -> None:
+    held = [replace(HITS[0], title="Latin1", heading="Cellar Keys")]
+    settled = settle(f"{reply} [1]", held, restore=True)
+    assert settled.text == f"{shown} [1]"
+    (citation,) = settled.citations
+    assert citation.text == DOCUMENT[citation.start : citation.end] == cited
+
+
+def test_copied_words_that_stand_nowhere_and_cite_nothing_abstain() -> None:
+    assert settle("the the the the", HITS, restore=True).abstained
+    assert settle("the the the the", HITS, restore=False).text == "the the the the"
+    assert settle("the eclair lea", HITS, restore=True).text == "The Éclair [2]"
+
+
 def test_a_model_that_writes_a_table_may_copy_its_rows() -> None:
     held = replace(hit("t", 0.5), start=0, end=len(TABLE), text=TABLE)
     rows = TABLE[TABLE.index("| RV Great") : TABLE.index("\n\ndef")]

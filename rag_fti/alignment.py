@@ -46,6 +46,28 @@ _ROW = re.compile(r"\s*\|.*(?<!\\)\|\s*")
 
 _BAR = re.compile(r"(?<!\\)\|")
 
+_FIELD = (
+    r"[ \t]*(?:[-*+] |:)?[*`\"']*[\w./()%\[\]-]+(?: [\w./()%-]+){0,3}[*`\"']*:[*`\"']*[ \t]+(?=\S)"
+)
+"""The name of a ``name: value`` line: a header field, a row of a sheet, a setting."""
+
+_NAME = re.compile(_FIELD)
+_NEXT_FIELD = re.compile(r"\n" + _FIELD)
+_NUMBERS = re.compile(r"[ \t]*\d[\d.,% ]*")
+"""A line that is a number: the cell of a table whose lines a PDF does not keep together."""
+
+_NEXT_NUMBER = re.compile(r"\n[ \t]*\d")
+_LIST_NUMBER = re.compile(r"[.!?](\s*\n\s*\d+(?:\.\d+)*\.?)$")
+_WRAPPED = re.compile(rf"(?<=\S)\n(?!{_FIELD}|\d+[.)] )(?=[\"'(\u201c\u201e\u00ab]?[^\W_])")
+"""A line break between words; lists, tables, fields and empty lines have others."""
+
+_ADDRESS = re.compile(
+    r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
+    r"|(?P<url>(?:https?://|ftp://|www\.)[^\s<>()\[\]\"'`|*]*[\w/])"
+)
+_WITHIN_NAMES = frozenset(".-_~%+=&@")
+"""Signs inside a host, path or value; at others an address has parts that answer by themselves."""
+
 _OUTER = (
     " \t\n.,;:!?\"'()[]\u201c\u201d\u2018\u2019\u00ab\u00bb\u2026\u0964\u060c\u061b\u061f"
     "\u3001\u3002\u300a\u300b\u300c\u300d\u300e\u300f\u3010\u3011"
@@ -86,16 +108,28 @@ def align(answer: str, passage: str) -> Alignment | None:
     return None
 
 
-def within_cell(found: Alignment, passage: str) -> Alignment:
-    """A copied span without what it runs over behind a table's cell or row.
+def as_copied(found: Alignment, passage: str) -> Alignment:
+    """A copied span without what it runs over behind a table's cell or row, or a line's field.
 
     A span that begins in the first cell, which names its row, may go on to the end of the row; one
-    that begins in a later cell ends with it. Outside tables it stays as it is.
+    that begins in a later cell ends with it. One that begins in the value of a ``name: value`` line
+    ends before the next such line, a number alone on its line before the next number, a sentence
+    before the number of the next paragraph. E-mail addresses and URLs that it cuts through become
+    whole. Else it stays as it is.
 
     Args:
         found: A span of ``passage``.
         passage: The text it is from.
     """
+    return _with_addresses(_within_line(_within_cell(found, passage), passage), passage)
+
+
+def unwrapped(text: str) -> str:
+    """``text`` with spaces for the line breaks of hard-wrapped prose; the same length."""
+    return _WRAPPED.sub(" ", text)
+
+
+def _within_cell(found: Alignment, passage: str) -> Alignment:
     row_start = passage.rfind("\n", 0, found.start) + 1
     row_end = passage.find("\n", found.start)
     row_end = len(passage) if row_end < 0 else row_end
@@ -110,6 +144,39 @@ def within_cell(found: Alignment, passage: str) -> Alignment:
     if not any(character.isalnum() for character in text):
         return found
     return Alignment(text, found.start, found.start + len(text))
+
+
+def _within_line(found: Alignment, passage: str) -> Alignment:
+    line = passage.rfind("\n", 0, found.start) + 1
+    line_end = passage.find("\n", line) % (len(passage) + 1)
+    following = None
+    if (name := _NAME.match(passage, line)) and name.end() <= found.start:
+        following = _NEXT_FIELD.search(passage, found.start)
+    elif _NUMBERS.fullmatch(passage, line, line_end):
+        following = _NEXT_NUMBER.match(passage, line_end)
+    end = min(found.end, following.start()) if following else found.end
+    text = passage[found.start : end].rstrip()
+    if number := _LIST_NUMBER.search(text):
+        text = text[: number.start(1)]
+    return Alignment(text, found.start, found.start + len(text))
+
+
+def _with_addresses(found: Alignment, passage: str) -> Alignment:
+    start, end = found.start, found.end
+    left = start
+    while left > 0 and not passage[left - 1].isspace():
+        left -= 1
+    right = end
+    while right < len(passage) and not passage[right].isspace():
+        right += 1
+    for address in _ADDRESS.finditer(passage, left, right):
+        first, last = address.span()
+        borders = {passage[i] for i in (start - 1, start) if first <= i < last}
+        borders |= {passage[i] for i in (end - 1, end) if first <= i < last}
+        part = address["url"] and first <= start and end <= last
+        if first < end and start < last and not (part and borders.isdisjoint(_WITHIN_NAMES)):
+            start, end = min(start, first), max(end, last)
+    return Alignment(passage[start:end], start, end)
 
 
 def _closes(span: str, following: str) -> bool:

@@ -73,10 +73,14 @@ def quote(text: str) -> str:
     return _MARKER_IN_TEXT.sub(r"(\1)", text)
 
 
+def label(passage: Passage) -> str:
+    """Title and headings, as they stand above the text."""
+    return quote(" > ".join(part for part in (passage.title, passage.heading) if part))
+
+
 def render_passage(number: int, passage: Passage) -> str:
     """One passage between its tags: marker and headings on the first line, then the text."""
-    label = " > ".join(part for part in (passage.title, passage.heading) if part)
-    head = f"{marker(number)} {quote(label)}".rstrip()
+    head = f"{marker(number)} {label(passage)}".rstrip()
     return f"<passage>{head}\n{quote(passage.text)}</passage>"
 
 
@@ -165,6 +169,11 @@ def is_abstention(text: str) -> bool:
     """
     rest = _ABSTAINING.sub("", text)
     return rest != text and not (cited_numbers(rest) and says_something(rest))
+
+
+def cuts_abstention(stop: str) -> bool:
+    """Whether a text that ends a reply is part of the abstention sentence (case aside)."""
+    return stop.casefold() in ABSTENTION.casefold()
 
 
 def render(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:

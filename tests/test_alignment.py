@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_fti.alignment import Alignment, align, folded, may_say
+from rag_fti.alignment import Alignment, align, as_copied, folded, may_say, unwrapped
 
 
 @pytest.mark.parametrize(
@@ -128,3 +128,72 @@ def test_what_the_answer_opens_is_closed(answer: str, text: str) -> None:
     found = align(answer, "In the `govuk-tools` account, the reactor (old) runs `a`.")
     assert found is not None
     assert found.text == text
+
+
+FIELDS = """PEP: 572
+Status: Final
+Type: Standards Track
+
+Item: Tea; Price: 4.50
+Item: Bun; Price: 1.20
+**Open:** 9 to 5
+**Closed:** Sundays
+
+Seal kit
+3
+1,100
+
+The rule dates from 1 April 2025.
+7.3 It holds for all, note: the key
+hangs in: the hall."""
+
+
+@pytest.mark.parametrize(
+    ("reply", "text"),
+    [
+        ("final type : standards track", "Final"),
+        ("status : final type : standards track", "Status: Final\nType: Standards Track"),
+        ("4. 50 item : bun", "4.50"),
+        ("9 to 5 * * closed", "9 to 5"),
+        ("3 1, 100", "3"),
+        ("1, 100 the rule", "1,100\n\nThe rule"),
+        ("1 april 2025. 7. 3", "1 April 2025."),
+        ("the key hangs in", "the key\nhangs in"),
+    ],
+)
+def test_a_copied_span_ends_with_its_field_or_number(reply: str, text: str) -> None:
+    found = align(reply, FIELDS)
+    assert found is not None
+    copied = as_copied(found, FIELDS)
+    assert copied.text == FIELDS[copied.start : copied.end] == text
+
+
+@pytest.mark.parametrize(
+    ("reply", "text"),
+    [
+        ("@ aquaflow", "claims@aquaflow.example"),
+        ("claims", "claims@aquaflow.example"),
+        ("sent to * * claims", "sent to **claims@aquaflow.example"),
+        ("https : / / docs", "https://docs.aquaflow.example:8443/claim-form.html"),
+        ("form", "https://docs.aquaflow.example:8443/claim-form.html"),
+        ("or by https", "or by https://docs.aquaflow.example:8443/claim-form.html"),
+        ("8443", "8443"),
+        ("docs. aquaflow. example", "docs.aquaflow.example"),
+        ("by", "by"),
+    ],
+)
+def test_an_address_is_copied_whole(reply: str, text: str) -> None:
+    passage = (
+        "It is sent to **claims@aquaflow.example** or by "
+        "https://docs.aquaflow.example:8443/claim-form.html."
+    )
+    found = align(reply, passage)
+    assert found is not None
+    copied = as_copied(found, passage)
+    assert copied.text == passage[copied.start : copied.end] == text
+
+
+def test_only_the_line_breaks_of_prose_become_spaces() -> None:
+    assert unwrapped("spare parts\n(all) be\ncounted") == "spare parts (all) be counted"
+    for text in ("One.\n\nTwo", "a\n- b", "1. a\n2. b", "A: b\nC: d", "| a |\n| b |", "x:\n    y"):
+        assert unwrapped(text) == text

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rag_fti import prompts
-from rag_fti.alignment import Alignment, align, within_cell
+from rag_fti.alignment import Alignment, align, as_copied, unwrapped
 from rag_fti.schemas import Citation, Hit
 
 _MARKED = re.compile(r"\s*\[(\d{1,3})\]")
 _MARKER_RUN = re.compile(r"(?:\s*\[\d{1,3}\])+")
 _THOUGHT = re.compile(r"\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
 _LEADING = re.compile(r"^[\s.,;:!?]+")
+_OPEN_MARKER = re.compile(r"\s*\[\d{0,3}$")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Settled:
     text: str
     abstained: bool
     citations: tuple[Citation, ...]
+    stopped: bool = False
+    """Whether a stop text cut it short."""
 
 
 ABSTAINED = Settled(text=prompts.ABSTENTION, abstained=True, citations=())
@@ -41,26 +44,71 @@ def settle(reply: str, hits: Sequence[Hit], *, restore: bool) -> Settled:
         reply: The model's text.
         hits: The passages of the prompt, in marker order.
         restore: Show such a sentence in the words of its passage (for models whose tokenizer
-            changes case or accents); in a table, no further than its cell or row.
+            changes case or accents), see :func:`rag_fti.alignment.as_copied`; line breaks of
+            hard-wrapped prose become spaces. What begins in the title or headings above a
+            passage loses that beginning; what ends there cites the whole chunk. What neither
+            cites nor stands in a passage is an abstention.
     """
     text = drop_empty_markers(without_thought(reply), known=len(hits)).strip()
     abstained = prompts.is_abstention(text)
     if not prompts.says_something(text) or (abstained and is_abstention_start(text)):
         return ABSTAINED
     if not prompts.cited_numbers(text) and not abstained:
-        text = _with_found_marker(text, hits)
+        whole, text = text, _with_found_marker(text, hits)
+        if restore and text == whole:  # its last word may have been cut off
+            text = _with_found_marker(whole.rpartition(" ")[0], hits)
+            if not prompts.cited_numbers(text):
+                return ABSTAINED
     spans: dict[int, tuple[Hit, Alignment | None]] = {}
     pieces = []
     position = 0
     for run in _MARKER_RUN.finditer(text):
         segment = text[position : run.start()]
         found = _align_segment(segment, run.group(), hits, spans, copied=restore)
-        pieces.append(_replaced(segment, found) if restore and found is not None else segment)
+        pieces.append(_replaced(segment, found) if restore and found else segment)
         pieces.append(run.group())
         position = run.end()
     pieces.append(text[position:])
     citations = tuple(_citation(number, hit, span) for number, (hit, span) in spans.items())
     return Settled(text="".join(pieces).strip(), abstained=abstained, citations=citations)
+
+
+def before_stop(settled: Settled, stop: Sequence[str]) -> Settled:
+    """What is shown before the first stop text, with the markers of the words that stay.
+
+    An abstention stays whole.
+
+    Args:
+        settled: The whole reply.
+        stop: Texts that end an answer.
+    """
+    text = settled.text
+    end = min((at for at in map(text.find, stop) if at >= 0), default=-1)
+    if settled.abstained or end < 0:
+        return settled
+    begin = max((run.end() for run in _MARKER_RUN.finditer(text, 0, end)), default=0)
+    kept = _OPEN_MARKER.sub("", text[:end]).rstrip()
+    citations = [c for c in settled.citations if c.marker in prompts.cited_numbers(text[:begin])]
+    run = _MARKER_RUN.search(text, begin)
+    if run and prompts.says_something(kept[begin:]):
+        marked = kept + run.group()
+        if not any(word in marked for word in stop):
+            whole = _LEADING.sub("", text[begin : run.start()])
+            cut = run.start() - len(kept)
+            citations += [
+                _shortened(c, whole, cut)
+                for c in settled.citations
+                if c not in citations and c.marker in prompts.cited_numbers(run.group())
+            ]
+            kept = marked
+    return Settled(text=kept, abstained=False, citations=tuple(citations), stopped=True)
+
+
+def _shortened(citation: Citation, words: str, cut: int) -> Citation:
+    """A citation of just these words, without the last ``cut`` characters; others as they are."""
+    if unwrapped(prompts.quote(citation.text)) != words:
+        return citation
+    return replace(citation, end=citation.end - cut, text=citation.text[: len(words) - cut])
 
 
 def drop_empty_markers(text: str, *, known: int) -> str:
@@ -112,26 +160,40 @@ def _align_segment(
     spans: dict[int, tuple[Hit, Alignment | None]],
     *,
     copied: bool,
-) -> Alignment | None:
-    """Note the span of each passage in a run of markers; return the first one found."""
+) -> str:
+    """Note the span of each passage in a run of markers; return the first one's words, if any."""
     words = _LEADING.sub("", segment).strip()
-    first: Alignment | None = None
+    first = ""
     for number in prompts.cited_numbers(run):
         hit = hits[number - 1]
         # As the model saw it; the offsets are the same.
         passage = prompts.quote(hit.text)
         found = align(words, passage) if words else None
-        if found is not None and copied:
-            found = within_cell(found, passage)
-        first = first or found
+        head = ""
+        if copied and words and found is None:
+            found, head = _below_head(words, passage, hit)
+        if copied and found is not None:
+            found = as_copied(found, passage)
+        first = first or (found.text if found else head)
         if number not in spans or (spans[number][1] is None and found is not None):
             spans[number] = (hit, found)
     return first
 
 
-def _replaced(segment: str, found: Alignment) -> str:
+def _below_head(words: str, passage: str, hit: Hit) -> tuple[Alignment | None, str]:
+    """The part of copied words that is from the text; where there is none, those of its head."""
+    head = prompts.label(prompts.Passage("", hit.title, hit.heading)) + "\n"
+    found = align(words, head + passage)
+    end = found.end - len(head) if found else 0
+    if prompts.says_something(below := passage[: max(0, end)]):
+        start = end - len(below.lstrip())
+        return Alignment(passage[start:end], start, end), ""
+    return None, found.text.partition("\n")[0] if found else ""
+
+
+def _replaced(segment: str, found: str) -> str:
     leading = _LEADING.match(segment)
-    return (leading.group() if leading else "") + found.text
+    return (leading.group() if leading else "") + unwrapped(found)
 
 
 def _citation(number: int, hit: Hit, span: Alignment | None) -> Citation:

@@ -11,7 +11,7 @@ from typing import Any
 
 from rag_fti import ids, prompts
 from rag_fti.errors import ContextTooLong, StoreError
-from rag_fti.inference.citations import ABSTAINED, Settled, settle
+from rag_fti.inference.citations import ABSTAINED, Settled, before_stop, settle
 from rag_fti.inference.conversation import Condensed, condense, recent
 from rag_fti.inference.models import ServedModel
 from rag_fti.inference.streaming import AnswerStream
@@ -53,6 +53,8 @@ class Prepared:
     """Digest of the exact messages."""
     history: tuple[Message, ...] = ()
     """Earlier turns that were taken into account."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer as it is shown, which the generator does not see."""
 
 
 class Engine:
@@ -135,7 +137,7 @@ class Engine:
             max_tokens: Most tokens of the answer; None takes the engine's setting.
             temperature: 0 is greedy; None takes the engine's setting.
             top_p: Nucleus, in (0, 1].
-            stop: Texts that end the answer.
+            stop: Texts that end the answer, as it is shown; an abstention stays whole.
             seed: Seed of sampling.
 
         Raises:
@@ -263,7 +265,7 @@ class Engine:
                 if item.finish_reason != "cancelled":
                     yield from shown.finish(answer.answer)
                 yield answer
-            elif not self._show_at_end and (piece := shown.push(item)):
+            elif not (self._show_at_end or prepared.stop) and (piece := shown.push(item)):
                 yield piece
 
     def _condense(self, question: str, history: Sequence[Message]) -> Condensed:
@@ -296,16 +298,22 @@ class Engine:
         left = room - budget
         if wanted > left:  # how much the passages really take matters only then
             left = generator.context_window - self._count(messages)
+        stop = tuple(filter(None, sampling.stop))
+        own_stop = self._restore or any(map(prompts.cuts_abstention, stop))
         request = GenerationRequest(
             messages=tuple(messages),
             max_tokens=max(1, min(wanted, left)),
             temperature=self._temperature if sampling.temperature is None else sampling.temperature,
             top_p=sampling.top_p,
-            stop=sampling.stop,
+            stop=() if own_stop else stop,
             seed=sampling.seed,
         )
         return replace(
-            prepared, hits=tuple(hits), request=request, prompt=ids.digest_json(messages)
+            prepared,
+            hits=tuple(hits),
+            request=request,
+            prompt=ids.digest_json(messages),
+            stop=stop if own_stop else (),
         )
 
     def _used(self, condensed: Condensed) -> int:
@@ -346,7 +354,7 @@ class Engine:
             completion_tokens=made.completion_tokens if made else 0,
             retrieval_seconds=prepared.retrieved.seconds,
             generation_seconds=seconds,
-            finish_reason=made.finish_reason if made else "stop",
+            finish_reason="stop" if made is None or settled.stopped else made.finish_reason,
             confidence=made.confidence if made else None,
             history=prepared.history,
         )
@@ -356,9 +364,11 @@ class Engine:
             return ABSTAINED
         if made.confidence is not None and made.confidence < self._abstain_below:
             return ABSTAINED
-        if made.finish_reason == "cancelled" and not made.text.strip():
+        stopped = prepared.request and prepared.request.stop and made.completion_tokens
+        if (stopped or made.finish_reason == "cancelled") and not made.text.strip():
             return Settled(text="", abstained=False, citations=())
-        return settle(made.text, prepared.hits, restore=self._restore)
+        settled = settle(made.text, prepared.hits, restore=self._restore)
+        return before_stop(settled, prepared.stop)
 
     @cached_property
     def _frame(self) -> int:

@@ -50,6 +50,8 @@ _FUNCTIONS = {
     "regexp_like": "truth",
 }
 """Functions of a text column, and the kind of what they give."""
+_INTERNAL = frozenset({"indexed_text", "indexed_digest", "vector"})
+"""Columns of the store's own, not for filters."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +75,18 @@ def check_condition(where: str) -> None:
 
 @lru_cache(maxsize=1)
 def _kinds() -> dict[str, str]:
-    """Kind of each chunk column; a column that is not there is for the store to refuse."""
+    """Kind of each column that a filter may use."""
 
     def kind(type_: pa.DataType) -> str:
         if pa.types.is_string(type_):
             return "text"
         if pa.types.is_integer(type_):
             return "number"
-        return "time" if pa.types.is_timestamp(type_) else "other"
+        assert pa.types.is_timestamp(type_)
+        return "time"
 
-    return {field.name: kind(field.type) for field in chunks_schema(1)}
+    fields = (field for field in chunks_schema(1) if field.name not in _INTERNAL)
+    return {field.name: kind(field.type) for field in fields}
 
 
 class _Reader:
@@ -174,7 +178,7 @@ class _Reader:
         if token.kind == "word" and self._accept("("):
             if name not in _FUNCTIONS:
                 raise self._bad(f"{token.text} is no function that filters may use")
-            if self._value() not in ("text", "unknown"):
+            if self._value() != "text":
                 raise self._bad(f"{token.text} is for text")
             while self._accept(","):
                 self._literal("text")
@@ -184,7 +188,9 @@ class _Reader:
             raise self._bad(f"write the column {name} without double quotes")
         if token.kind not in ("word", "column"):
             raise self._bad(f"{token.text!r} stands where a column should")
-        return _kinds().get(name, "unknown")
+        if name not in _kinds():
+            raise self._bad(f"{name} is no column of a chunk; there are {', '.join(_kinds())}")
+        return _kinds()[name]
 
     def _literal(self, kind: str) -> None:
         """A literal that a value of this kind can be compared with."""
@@ -198,7 +204,7 @@ class _Reader:
             found = "time"
         if found not in ("text", "number", "time"):
             raise self._bad(f"{token.text!r} stands where a text or number should")
-        if kind not in ("unknown", found):
+        if kind != found:
             raise self._bad(f"{token.text} cannot be compared with a {kind}")
 
     def _peek(self, kind: str) -> bool:

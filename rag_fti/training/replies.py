@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rag_fti import prompts
-from rag_fti.alignment import align, within_cell
+from rag_fti.alignment import align, as_copied
 from rag_fti.evaluation.answers import best_f1
 from rag_fti.evaluation.calibration import Reply
 from rag_fti.models.continuous import left_padded
@@ -112,7 +112,7 @@ def _reply(row: Mapping[str, Any], text: str, confidence: float) -> Reply:
     # As in serving, a tokenizer that loses case and spaces is made up for from the passages.
     shown = row["messages"][-2]["content"]
     found = align(words, shown)
-    said = within_cell(found, shown).text if found else words
+    said = as_copied(found, shown).text if found else words
     answerable = bool(row["answerable"])
     return Reply(
         confidence=confidence,

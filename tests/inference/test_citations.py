@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag_fti import prompts
-from rag_fti.inference.citations import settle
+from rag_fti.inference.citations import before_stop, settle
 from rag_fti.inference.streaming import AnswerStream
 from rag_fti.schemas import Hit
 from tests.retrieval.hits import hit
@@ -32,9 +32,42 @@ def test_a_verbatim_answer_is_tied_to_its_characters() -> None:
 
 def test_a_model_without_case_gets_the_words_of_the_passage() -> None:
     settled = settle("the eclair leaves at nine [2]", HITS, restore=True)
-    assert settled.text == "The Éclair leaves\nat nine [2]"
+    assert settled.text == "The Éclair leaves at nine [2]"
     assert settled.citations[0].text == "The Éclair leaves\nat nine"
     assert settle("the eclair leaves at nine [2]", HITS, restore=False).text.startswith("the e")
+
+
+@pytest.mark.parametrize(
+    ("stop", "shown", "cited"),
+    [
+        (["leaves"], "Ada keeps the key [1]. The Éclair [2]", ["Ada keeps the key", "The Éclair"]),
+        (["the key", "Éclair"], "Ada keeps [1]", ["Ada keeps"]),
+        (["the eclair"], "Ada keeps the key [1]. The Éclair leaves at nine [2]", None),
+        (["."], "Ada keeps the key [1]", ["Ada keeps the key"]),
+        ([". The"], "Ada keeps the key [1]", ["Ada keeps the key"]),
+        (["key [1]. The"], "Ada keeps the [1]", ["Ada keeps the"]),
+        ([" [1]. The"], "Ada keeps the key [1]", ["Ada keeps the key"]),
+        (["1"], "Ada keeps the key", []),
+        (["[2]"], "Ada keeps the key [1]. The Éclair leaves at nine", ["Ada keeps the key"]),
+        (
+            ["leaves at"],
+            "Ada keeps the key [1]. The Éclair [2]",
+            ["Ada keeps the key", "The Éclair"],
+        ),
+        (["Ada"], "", []),
+    ],
+)
+def test_nothing_of_a_stop_text_is_shown(
+    stop: list[str], shown: str, cited: list[str] | None
+) -> None:
+    whole = settle("ada keeps the key [1]. the eclair leaves at nine [2]", HITS, restore=True)
+    settled = before_stop(whole, stop)
+    assert (settled.text, settled.abstained) == (shown, False)
+    assert settled.stopped == (cited is not None)
+    if cited is not None:
+        assert [citation.text for citation in settled.citations] == cited
+    for citation in settled.citations:
+        assert DOCUMENT[citation.start : citation.end] == citation.text
 
 
 @pytest.mark.parametrize("reply", ["| [1]", "## [2]", "[1]", " - . [1] [2]"])
@@ -134,6 +167,32 @@ def test_a_copied_answer_ends_with_its_cell_or_row(reply: str, shown: str) -> No
     assert settled.text == f"{shown} [1]"
     (citation,) = settled.citations
     assert citation.text == TABLE[citation.start - 10 : citation.end - 10] == shown
+
+
+@pytest.mark.parametrize(
+    ("reply", "shown", "cited"),
+    [
+        ("latin1 > cellar keys ada keeps", "Ada keeps", "Ada keeps"),
+        ("keys ada", "Ada", "Ada"),
+        ("latin1 > cellar keys", "Latin1 > Cellar Keys", DOCUMENT[:20]),
+        ("cellar keys", "Cellar Keys", DOCUMENT[:20]),
+        ("keys bob", "keys bob", DOCUMENT[:20]),
+    ],
+)
+def test_what_is_copied_from_above_a_text_is_left_out_or_in_its_own_spelling(
+    reply: str, shown: str, cited: str
+) -> None:
+    held = [replace(HITS[0], title="Latin1", heading="Cellar Keys")]
+    settled = settle(f"{reply} [1]", held, restore=True)
+    assert settled.text == f"{shown} [1]"
+    (citation,) = settled.citations
+    assert citation.text == DOCUMENT[citation.start : citation.end] == cited
+
+
+def test_copied_words_that_stand_nowhere_and_cite_nothing_abstain() -> None:
+    assert settle("the the the the", HITS, restore=True).abstained
+    assert settle("the the the the", HITS, restore=False).text == "the the the the"
+    assert settle("the eclair lea", HITS, restore=True).text == "The Éclair [2]"
 
 
 def test_a_model_that_writes_a_table_may_copy_its_rows() -> None:

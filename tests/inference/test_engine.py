@@ -216,6 +216,70 @@ def test_sampling_reaches_the_generator(build: Callable[..., Engine]) -> None:
     assert (request.stop, request.seed) == (("x",), 4)
 
 
+class Lowered(FirstSentence):
+    """Its tokenizer loses case."""
+
+    restores_text = True
+
+    def reply(self, request: Any) -> str:
+        return super().reply(request).lower()
+
+
+class Stopping(FirstSentence):
+    """Ends before a stop text, as every model does."""
+
+    def stream(self, request: Any, cancellation: Any = None) -> Any:
+        *_, last = super().stream(request, cancellation)
+        assert isinstance(last, Generation)
+        said = min(
+            (last.text.partition(stop)[0] for stop in request.stop), key=len, default=last.text
+        )
+        yield said
+        yield replace(last, text=said)
+
+
+@pytest.mark.parametrize(
+    ("made", "question", "stop", "shown", "abstained"),
+    [
+        (Lowered, "Who keeps the cellar key?", "Byrne", "The cellar key is kept by Ada [1]", False),
+        (
+            Lowered,
+            "Who keeps the cellar key?",
+            "byrne",
+            "The cellar key is kept by Ada Byrne. [1]",
+            False,
+        ),
+        (Lowered, "Who keeps the cellar key?", "The", "", False),
+        (Lowered, "zebra quantum?", "a", prompts.ABSTENTION, True),
+        (
+            Stopping,
+            "Who keeps the cellar key?",
+            "Byrne",
+            "The cellar key is kept by Ada [1]",
+            False,
+        ),
+        (Stopping, "Who keeps the cellar key?", "The cellar", "", False),
+        (Stopping, "Who keeps the cellar key?", "The", "", False),
+        (Stopping, "zebra quantum?", "question", prompts.ABSTENTION, True),
+    ],
+)
+def test_a_stop_text_ends_what_is_shown_but_no_abstention(
+    build: Callable[..., Engine],
+    made: type[FirstSentence],
+    question: str,
+    stop: str,
+    shown: str,
+    abstained: bool,
+) -> None:
+    engine = build(made())
+    answer = engine.answer(question, stop=["", stop])
+    assert (answer.answer, answer.abstained) == (shown, abstained)
+    assert answer.finish_reason == "stop"
+    *pieces, streamed = engine.stream(question, sampling=Sampling(stop=(stop,)))
+    assert isinstance(streamed, Answer)
+    assert "".join(map(str, pieces)) == streamed.answer == shown
+
+
 def test_a_cancelled_stream_ends_without_an_error(build: Callable[..., Engine]) -> None:
     generator = FirstSentence()
     cancellation = Cancellation()

@@ -98,6 +98,12 @@ def test_a_filter_cannot_fail_on_a_row(where: str) -> None:
         restrict(where, ["mine"])
 
 
+@pytest.mark.parametrize("column", ["no_such", "_rowid", "vector", "`indexed_text`"])
+def test_columns_that_are_not_documented_are_refused_with_those_that_are(column: str) -> None:
+    with pytest.raises(ConfigError, match=r"no column of a chunk; there are chunk_id, .* tokens"):
+        check_condition(f"{column} IS NOT NULL")
+
+
 ACCEPTED = [
     "source LIKE 'red%' AND page IS NULL",
     "source NOT LIKE '%.pdf' OR NOT (tokens > -1)",

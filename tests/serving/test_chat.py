@@ -149,7 +149,7 @@ def test_the_official_client_works_unchanged(start: Start) -> None:
         ({"messages": [{"role": "assistant", "content": "hi"}]}, 400, None),
         ({"temperature": 9}, 400, None),
         ({"n": 3}, 400, None),
-        ({"filter": "1=1) OR (1=1"}, 400, None),
+        ({"filter": "1=1) OR (1=1"}, 400, "bad_filter"),
         ({"filter": "no_such_column = 3"}, 400, "bad_filter"),
         ({"at": "d9999c9999"}, 404, "snapshot_not_found"),
     ],

@@ -36,6 +36,24 @@ def test_search_has_the_promised_keys(start: Start) -> None:
     assert CORPUS[hit["source"]][hit["start"] : hit["end"]] == hit["text"]
 
 
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("source = 1 +", "'+' is not accepted"),
+        ("_rowid > 0", "there are chunk_id, "),
+        ("regexp_like(title, '(')", "unclosed group"),
+    ],
+)
+def test_a_bad_filter_is_called_that(start: Start, where: str, said: str) -> None:
+    with start().client() as client:
+        response = client.post("/v1/search", json={"query": "key", "filter": where})
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["param"], error["code"]) == ("filter", "bad_filter")
+    assert said in error["message"]
+    assert ".rs:" not in error["message"]
+
+
 def test_embeddings_in_both_encodings(start: Start) -> None:
     with start().client() as client:
         plain = client.post("/v1/embeddings", json={"input": "a key"}).json()

@@ -14,6 +14,7 @@ _MARKED = re.compile(r"\s*\[(\d{1,3})\]")
 _MARKER_RUN = re.compile(r"(?:\s*\[\d{1,3}\])+")
 _THOUGHT = re.compile(r"\s*<think>.*?(?:</think>|\Z)", re.DOTALL)
 _LEADING = re.compile(r"^[\s.,;:!?]+")
+_NO_WORD = re.compile(r"^[\W_]+")
 _OPEN_MARKER = re.compile(r"\s*\[\d{0,3}$")
 
 
@@ -133,11 +134,12 @@ def without_thought(text: str) -> str:
 
 def is_abstention_start(text: str) -> bool:
     """Whether a reply begins with the abstention text, its own markers aside."""
-    return (
-        prompts.without_markers(text)
-        .casefold()
-        .startswith(prompts.ABSTENTION.rstrip(".").casefold())
-    )
+    return first_words(text).startswith(prompts.ABSTENTION.rstrip(".").casefold())
+
+
+def first_words(text: str) -> str:
+    """A reply from its first word on, without markers and case."""
+    return _NO_WORD.sub("", prompts.without_markers(text)).casefold()
 
 
 def found_marker(text: str, hits: Sequence[Hit]) -> str:

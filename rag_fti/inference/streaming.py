@@ -9,6 +9,7 @@ from rag_fti import prompts
 from rag_fti.errors import InferenceError
 from rag_fti.inference.citations import (
     drop_empty_markers,
+    first_words,
     is_abstention_start,
     without_thought,
 )
@@ -40,8 +41,7 @@ class AnswerStream:
         text = drop_empty_markers(raw, known=self._known).lstrip()
         text = _UNDECIDED.sub("", text)
         if self._held:
-            words = prompts.without_markers(text)
-            may_abstain = _ABSTENTION.startswith(words.casefold()) or (
+            may_abstain = _ABSTENTION.startswith(first_words(text)) or (
                 is_abstention_start(text) and prompts.is_abstention(text)
             )
             if may_abstain or not prompts.says_something(text):

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rag_fti import prompts
@@ -225,6 +225,8 @@ START = [
 PIECES = st.lists(st.sampled_from([*WORDS, *START]), max_size=12)
 
 
+@example([".", "[1]", "The documents do not answer this question."], False)
+@example([".", "The documents do not answer this question.", ".", "[1]"], False)
 @settings(max_examples=400, deadline=None)
 @given(PIECES, st.booleans())
 def test_what_is_shown_while_writing_adds_up_to_the_answer(

@@ -379,14 +379,24 @@ def test_a_worker_that_dies_costs_one_file(tmp_path: Path) -> None:
 
 def test_directories_patterns_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("d/a.md", "d/sub/b.txt", "d/.hidden/c.md", "d/x.bin", "d/node_modules/y.md"):
+    for name in (
+        "d/a.md",
+        "d/sub/b.txt",
+        "d/.hidden/c.md",
+        "d/x.bin",
+        "d/y.DOC",
+        "d/node_modules/y.md",
+    ):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("x")
     found = find_sources(
         ["./d/", "d/a.md", "d/**/*.txt", "nowhere", "none-*.md"], exclude=[".*", "node_modules"]
     )
     assert list(found.sources) == ["d/a.md", "d/sub/b.txt"]
-    assert found.skipped == 1
+    assert found.skipped == {
+        "d/x.bin": "unknown type",
+        "d/y.DOC": "old binary Office format; save it as .docx",
+    }
     assert set(found.failures) == {"nowhere", "none-*.md"}
     assert list(find_sources(["d"], include=["*.bin"]).sources) == ["d/x.bin"]
     assert source_name("./d//a.md") == "d/a.md"

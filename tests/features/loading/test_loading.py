@@ -206,6 +206,10 @@ def test_text_encodings_are_found(encoding: str) -> None:
     assert loaded("a.txt", text.encode(encoding)).text == text
 
 
+def test_white_space_alone_is_an_empty_text() -> None:
+    assert loaded("a.txt", b" \n\n\t\r\n").text == loaded("b.txt", b"").text == ""
+
+
 def test_binary_content_is_refused_with_a_reason() -> None:
     assert "binary" in refused("a.txt", os.urandom(4000))
     assert "PNG" in refused("a.md", b"\x89PNG\r\n\x1a\n" + bytes(100))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rag_fti.protocols import Embedder
 
 _ROUNDS_PER_OPTIMIZE = 50
+_MOST_SKIPPED = 100
 
 CONTRACT = Contract(
     pipeline="ingest",
@@ -83,6 +84,8 @@ class Summary:
     seconds: float
     contract: dict[str, Any]
     skipped: int = 0
+    skipped_files: list[dict[str, str]] = field(default_factory=list)
+    """At most 100 of them, those first that can be saved in a format that is read."""
     dry_run: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,6 +98,7 @@ class Summary:
             "failures": self.failures,
             "near_duplicates": self.near_duplicates,
             "skipped": self.skipped,
+            "skipped_files": self.skipped_files,
             "seconds": self.seconds,
             "contract": self.contract,
             "dry_run": self.dry_run,
@@ -293,7 +297,10 @@ def _summary(
     contract: dict[str, Any],
     dry_run: bool = False,
 ) -> Summary:
+    from rag_fti.features.loading.formats import unread_reason
+
     filled = store.exists() or not dry_run
+    skipped = sorted(totals.skipped.items(), key=lambda item: (not unread_reason(item[0]), item))
     return Summary(
         run_id=run_id,
         snapshot=store.snapshot() if filled else "",
@@ -314,7 +321,8 @@ def _summary(
         near_duplicates=[asdict(pair) for pair in totals.near_duplicates],
         seconds=seconds,
         contract=contract,
-        skipped=totals.skipped,
+        skipped=len(totals.skipped),
+        skipped_files=[{"source": s, "reason": r} for s, r in skipped[:_MOST_SKIPPED]],
         dry_run=dry_run,
     )
 

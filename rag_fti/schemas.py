@@ -203,7 +203,7 @@ class Chunk:
     heading: str
     """Path of headings above the chunk, ``A > B``."""
     page: int | None
-    """Page the chunk starts on, from 1."""
+    """Page with most of its text, from 1."""
     tokens: int
 
 
@@ -229,6 +229,8 @@ class Hit:
     """Higher is better; the scale depends on the search mode."""
     ordinal: int = 0
     """Place among the document's chunks, from 0."""
+    pages: tuple[tuple[int, int], ...] = ()
+    """Offset in the document and number of each page that the chunk has a part of."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, as in ``search --json``."""

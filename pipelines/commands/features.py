@@ -26,6 +26,7 @@ from rag_fti.errors import ConfigError
 from rag_fti.progress import Progress
 
 _SNIPPET_CHARS = 240
+_MOST_NAMED = 3
 
 Words = Annotated[
     list[str] | None,
@@ -118,7 +119,9 @@ def render_ingest(summary: Mapping[str, Any]) -> str:
         "Chunks: " + ", ".join(f"{n} {name}" for name, n in chunks.items()),
     ]
     if summary["skipped"]:
-        lines.append(f"Skipped: {summary['skipped']} files of unknown type")
+        named = [f"{f['source']} ({f['reason']})" for f in summary["skipped_files"][:_MOST_NAMED]]
+        more = "; more are in --json" if summary["skipped"] > len(named) else ""
+        lines.append(f"Skipped: {summary['skipped']} files: {', '.join(named)}{more}")
     lines += [f"Failed: {f['source']}: {f['reason']}" for f in summary["failures"]]
     if alike := summary["near_duplicates"]:
         most = alike[0]

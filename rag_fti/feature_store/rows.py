@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,6 +31,12 @@ def matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
         combined = pa.concat_arrays(combined.chunks)
     values = combined.flatten().to_numpy(zero_copy_only=False)
     return np.asarray(values, dtype=np.float32).reshape(len(column), combined.type.list_size)
+
+
+def pages_of(hit: Hit, starts: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """The pages that a hit has a part of, given where the pages of its document start."""
+    first = max(1, bisect.bisect_right(starts, hit.start))
+    return tuple((starts[n - 1], n) for n in range(first, bisect.bisect_left(starts, hit.end) + 1))
 
 
 def hits(table: pa.Table | pa.RecordBatch, scores: npt.NDArray[Any]) -> list[Hit]:

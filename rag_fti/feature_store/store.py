@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ import pyarrow as pa
 from rag_fti import ids, schemas
 from rag_fti.errors import IncompatibleArtifact, StoreError
 from rag_fti.feature_store import indexes, maintenance, snapshots
-from rag_fti.feature_store.rows import HIT_COLUMNS, hits, lookup_batches, matrix
+from rag_fti.feature_store.rows import HIT_COLUMNS, hits, lookup_batches, matrix, pages_of
 from rag_fti.feature_store.searching import ChunkSearcher, SearchPolicy
 from rag_fti.feature_store.tables import Tables, mapped_errors, sql_in, sql_string
 from rag_fti.protocols import EmbedderFingerprint, Vectors, embedder_differences
@@ -373,6 +373,22 @@ class FeatureStore:
         where = f"{close} AND ({where})" if where else close
         table = self.chunks(where=where, at=at, columns=HIT_COLUMNS)
         return sorted(hits(table, np.zeros(table.num_rows)), key=lambda hit: hit.ordinal)
+
+    def with_pages(self, hits: Sequence[Hit], *, at: str = "") -> list[Hit]:
+        """Hits with the pages that each has a part of, where their documents have pages."""
+        paged = sorted({hit.document_id for hit in hits if hit.page is not None})
+        if not paged:
+            return list(hits)
+        columns = ["document_id", "version", "metadata"]
+        found = self.documents(where=sql_in("document_id", paged), at=at, columns=columns)
+        starts = {
+            (row["document_id"], row["version"]): json.loads(row["metadata"]).get("pages", [])
+            for row in found.to_pylist()
+        }
+        return [
+            replace(h, pages=pages_of(h, starts.get((h.document_id, h.document_version), [])))
+            for h in hits
+        ]
 
     def document(self, document_id: str, *, at: str = "") -> dict[str, Any] | None:
         """A document's row, or None if there is no such document."""

@@ -158,7 +158,7 @@ class Ingestor:
         self._take(tasks, run)
         _note_failures(found, run, prune=prune)
         if prune:
-            run.prune(found.roots, found.patterns)
+            run.prune(found.roots, found.patterns, taken=found.sources)
         run.flush()
         run.remove_orphans()
         return run.totals
@@ -174,7 +174,8 @@ class Ingestor:
         run = self._start(repair=False)
         run.totals.failures.update(found.unreadable)
         self._take(self._tasks(found.sources, run, "stdin"), run)
-        run.prune([p for p in paths if p not in present or Path(p).is_dir() or is_archive(p)])
+        gone = [p for p in paths if p not in present or Path(p).is_dir() or is_archive(p)]
+        run.prune(gone, taken=found.sources)
         run.flush()
         return run.totals
 
@@ -202,7 +203,8 @@ class Ingestor:
             run.preview(task)
         _note_failures(found, run, prune=prune)
         if prune:
-            run.totals.deleted = len(run.gone(found.roots, found.patterns))
+            gone = run.gone(found.roots, found.patterns, taken=found.sources)
+            run.totals.deleted = len(gone)
         return run.totals
 
     def _start(self, *, repair: bool = True) -> Pass:

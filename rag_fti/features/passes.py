@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from rag_fti import ids
@@ -13,7 +14,7 @@ from rag_fti.features.engines import Loader
 from rag_fti.features.known import KnownDocument, KnownDocuments
 from rag_fti.features.loading import Loaded, LoadFailure, LoadTask
 from rag_fti.features.loading.formats import format_of
-from rag_fti.features.loading.sources import is_below
+from rag_fti.features.loading.sources import MEMBER, is_below
 from rag_fti.features.totals import IngestTotals
 from rag_fti.features.writing import Writer
 
@@ -220,8 +221,14 @@ class Pass:
         """Whether documents of a path or glob pattern are stored."""
         return any(is_below(s, [root], patterns=[root]) for s in self._known.by_source)
 
-    def gone(self, roots: Sequence[str], patterns: Sequence[str] = ()) -> list[str]:
-        """Stored sources of the given paths that were not met and did not fail."""
+    def gone(
+        self, roots: Sequence[str], patterns: Sequence[str] = (), *, taken: Container[str] = ()
+    ) -> list[str]:
+        """Stored sources of the given paths that were not met and did not fail.
+
+        A file that exists is not gone because this run passed it over; of an archive only one
+        that was ``taken`` tells what it no longer holds.
+        """
         kept = list(self.totals.failures)
         return [
             source
@@ -229,11 +236,14 @@ class Pass:
             if source not in self._seen
             and is_below(source, roots, patterns=patterns)
             and not is_below(source, kept)
+            and ((file := source.partition(MEMBER)[0]) in taken or not os.path.isfile(file))  # noqa: PTH113 - False where it cannot be told
         ]
 
-    def prune(self, roots: Sequence[str], patterns: Sequence[str] = ()) -> None:
+    def prune(
+        self, roots: Sequence[str], patterns: Sequence[str] = (), *, taken: Container[str] = ()
+    ) -> None:
         """Remove what is gone."""
-        self.remove(self.gone(roots, patterns))
+        self.remove(self.gone(roots, patterns, taken=taken))
 
     def remove_orphans(self) -> None:
         """Remove chunks that an interrupted run left, of documents that are not stored."""

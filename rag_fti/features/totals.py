@@ -34,8 +34,8 @@ class IngestTotals:
     chunks_deleted: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     """Source to the reason why it was set aside."""
-    skipped: int = 0
-    """Files in directories whose type is not known."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Files in directories that are not read, with the reason."""
     characters: int = 0
     uncovered_characters: int = 0
     wrong_spans: int = 0

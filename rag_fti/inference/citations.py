@@ -199,10 +199,11 @@ def _replaced(segment: str, found: str) -> str:
 
 
 def _citation(number: int, hit: Hit, span: Alignment | None) -> Citation:
-    start, end, text = hit.start, hit.end, hit.text
+    start, end, text, page = hit.start, hit.end, hit.text, hit.page
     if span is not None:
         start, end = hit.start + span.start, hit.start + span.end
         text = hit.text[span.start : span.end]
+        page = next((number for offset, number in reversed(hit.pages) if offset <= start), page)
     return Citation(
         marker=number,
         chunk_id=hit.chunk_id,
@@ -211,7 +212,7 @@ def _citation(number: int, hit: Hit, span: Alignment | None) -> Citation:
         source=hit.source,
         title=hit.title,
         heading=hit.heading,
-        page=hit.page,
+        page=page,
         start=start,
         end=end,
         text=text,

@@ -63,6 +63,10 @@ class SearchableStore(Protocol):
         """The chunks of a document around one of them."""
         ...
 
+    def with_pages(self, hits: Sequence[Hit], *, at: str = "") -> list[Hit]:
+        """Hits with the pages that each has a part of, where their documents have pages."""
+        ...
+
     def document(self, document_id: str, *, at: str = "") -> Mapping[str, Any] | None:
         """A document's row."""
         ...
@@ -246,7 +250,7 @@ class Retriever:
         where: str | None,
         at: str,
     ) -> list[Hit]:
-        """Fuse, read, rerank, diversify, cut to ``k`` and widen."""
+        """Fuse, read, rerank, diversify, cut to ``k``, widen and number the pages."""
         if not rankings:
             return []
         ranked = rankings[0] if len(rankings) == 1 else self._fuse(*rankings)
@@ -262,7 +266,9 @@ class Retriever:
             embeddings = self.store.vectors([hit.chunk_id for hit in hits], at=at)
             hits = maximal_marginal_relevance(hits, embeddings, k=k, diversity=self.diversity)
         hits = hits[:k]
-        return self._with_neighbours(hits, where=where, at=at) if self.neighbours else hits
+        if self.neighbours:
+            hits = self._with_neighbours(hits, where=where, at=at)
+        return self.store.with_pages(hits, at=at)
 
     def _fuse(self, by_vector: Ranking, by_text: Ranking) -> Ranking:
         rankings = [by_vector, by_text]

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from rag_fti import schemas
 from rag_fti.errors import IncompatibleArtifact, SchemaMismatch, SnapshotNotFound, StoreError
 from rag_fti.feature_store import FeatureStore, sql_string
-from tests.feature_store.conftest import FINGERPRINT, Put, vector_of
+from tests.feature_store.conftest import DIMENSION, FINGERPRINT, Put, rows_of, vector_of
 
 
 def test_an_empty_store_says_so_and_reads_no_rows_as_failure(store: FeatureStore) -> None:
@@ -291,3 +292,18 @@ def test_a_state_named_while_others_write_is_whole(store: FeatureStore, put: Put
     assert len(set(named)) > 1
     assert all(others.incomplete_documents(at=at) == frozenset() for at in set(named))
     assert named == sorted(named, key=lambda at: [int(part) for part in at[1:].split("c")])
+
+
+def test_hits_know_the_pages_that_they_have_a_part_of(store: FeatureStore) -> None:
+    document, chunks = rows_of("a.pdf", ["first page. ", "still, and second. ", "third."])
+    document["metadata"] = '{"pages": [0, 18, 18, 31]}'
+    store.prepare(FINGERPRINT, language="English", stemming=True)
+    store.write_documents(
+        pa.Table.from_pylist([document], schema=schemas.documents_schema()),
+        pa.Table.from_pylist(
+            [{**chunk, "page": 1} for chunk in chunks], schema=schemas.chunks_schema(DIMENSION)
+        ),
+        replaces=[document["document_id"]],
+    )
+    found = store.with_pages(sorted(store.hits(), key=lambda hit: hit.start), at=store.snapshot())
+    assert [hit.pages for hit in found] == [((0, 1),), ((0, 1), (18, 2), (18, 3)), ((31, 4),)]

@@ -151,6 +151,27 @@ def test_prune_removes_only_what_is_gone_below_the_given_paths(store: FeatureSto
     assert (totals.deleted, totals.failures) == (1, {})
 
 
+def test_prune_keeps_files_that_are_there_but_not_taken(store: FeatureStore) -> None:
+    Path("docs").mkdir()
+    Path("docs/a.md").write_text("words of a")
+    Path("docs/LICENSE").write_text("words of the licence")
+    with zipfile.ZipFile("docs/old.zip", "w") as archive:
+        archive.writestr("b.md", "words of b")
+        archive.writestr("c.md", "words of c")
+    make_ingestor(store).ingest(["docs", "docs/LICENSE"])
+    kept = ["docs/LICENSE", "docs/a.md", "docs/old.zip!/b.md", "docs/old.zip!/c.md"]
+    excluding = make_ingestor(store, exclude=["*.zip", "a.md"])
+    assert excluding.preview(["docs"], prune=True).deleted == 0
+    assert excluding.ingest(["docs"], prune=True).deleted == 0
+    assert excluding.follow(["docs"]).deleted == 0
+    assert sources_of(store) == kept
+    with zipfile.ZipFile("docs/old.zip", "w") as archive:
+        archive.writestr("b.md", "words of b")
+    Path("docs/LICENSE").unlink()
+    assert make_ingestor(store).ingest(["docs"], prune=True).deleted == 2
+    assert sources_of(store) == ["docs/a.md", "docs/old.zip!/b.md"]
+
+
 def test_a_bad_file_is_set_aside_and_the_rest_goes_in(store: FeatureStore) -> None:
     write_corpus(Path("docs"), documents=2)
     Path("docs/broken.pdf").write_bytes(b"%PDF-1.4 nothing more")

@@ -30,6 +30,13 @@ def test_a_verbatim_answer_is_tied_to_its_characters() -> None:
     assert DOCUMENT[citation.start : citation.end] == citation.text == "leaves\nat nine"
 
 
+def test_the_page_is_that_of_the_cited_words() -> None:
+    hits = [replace(HITS[1], page=4, pages=((12, 4), (39, 5)))]
+    pages = [settle(f"{words} [1]", hits, restore=False).citations[0].page for words in
+             ("The Éclair leaves", "Nobody knows why", "It goes in the morning")]  # fmt: skip
+    assert pages == [4, 5, 4]
+
+
 def test_a_model_without_case_gets_the_words_of_the_passage() -> None:
     settled = settle("the eclair leaves at nine [2]", HITS, restore=True)
     assert settled.text == "The Éclair leaves at nine [2]"

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from pipelines import ingest
 from pipelines.cli import app
+from pipelines.commands.features import render_ingest
 from rag_fti.config import Settings, load_settings
 from rag_fti.errors import ContractViolation
 from tests.features.made_up import HashEmbedder, write_corpus
@@ -44,6 +45,21 @@ def test_the_summary_has_the_promised_keys(settings: Settings) -> None:
     assert {r["name"] for r in report["results"]} >= {"full coverage", "exact spans"}
     assert summary["snapshot"].startswith("d")
     assert summary["seconds"] >= 0
+
+
+def test_skipped_files_are_named_and_no_failures(settings: Settings) -> None:
+    write_corpus(Path("docs"), documents=1)
+    for name in ("a.bin", "b.bin", "c.bin", "old.doc"):
+        Path("docs", name).write_bytes(b"\0")
+    summary = ingest.run(settings, ["docs"], embedder=HashEmbedder()).to_dict()
+    assert (summary["failures"], summary["skipped"]) == ([], 4)
+    assert [file["source"] for file in summary["skipped_files"]] == [
+        "docs/old.doc", "docs/a.bin", "docs/b.bin", "docs/c.bin",
+    ]  # fmt: skip
+    assert (
+        "Skipped: 4 files: docs/old.doc (old binary Office format; save it as .docx), "
+        "docs/a.bin (unknown type), docs/b.bin (unknown type); more are in --json"
+    ) in render_ingest(summary)
 
 
 def test_a_second_run_changes_nothing(settings: Settings) -> None:

@@ -87,6 +87,9 @@ class MemoryStore:
             if 0 < abs(c.ordinal - ordinal) <= radius and (not where or c.chunk_id not in where)
         ]
 
+    def with_pages(self, hits: Sequence[Hit], *, at: str = "") -> list[Hit]:
+        return list(hits)
+
     def document(self, document_id: str, *, at: str = "") -> Mapping[str, Any] | None:
         return {"text": TEXT}
 

@@ -67,6 +67,12 @@ def format_of(name: str) -> Format | None:
     return _BY_SUFFIX.get(PurePosixPath(name.lower()).suffix.lstrip("."))
 
 
+def unread_reason(name: str) -> str:
+    """Why files of a name's type are not read, where it is a known one."""
+    better = _UNSUPPORTED.get(PurePosixPath(name.lower()).suffix.lstrip("."))
+    return f"old binary Office format; save it as .{better}" if better else ""
+
+
 def is_archive(name: str) -> bool:
     """Whether a file name is that of an archive whose members are documents."""
     return name.lower().endswith(ARCHIVE_SUFFIXES)
@@ -86,10 +92,7 @@ def format_of_bytes(head: bytes, name: str) -> Format:
     if b"%PDF-" in head[:1024]:
         return _BY_SUFFIX["pdf"]
     if head.startswith(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"):
-        suffix = PurePosixPath(name.lower()).suffix.lstrip(".")
-        better = _UNSUPPORTED.get(suffix)
-        hint = f"; save it as .{better}" if better else " or password-protected"
-        raise ValueError(f"old binary Office format{hint}")
+        raise ValueError(unread_reason(name) or "old binary Office format or password-protected")
     if head.startswith(b"{\\rtf"):
         return _BY_SUFFIX["rtf"]
     zipped = head.startswith((b"PK\x03\x04", b"PK\x05\x06"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from typing import Any
 
@@ -64,7 +65,9 @@ def decode_markup(data: bytes) -> str:
     found = _META_CHARSET.search(data[:4096]) or _XML_ENCODING.search(data[:200])
     if found and not data.startswith((b"\xff\xfe", b"\xfe\xff")):
         try:
-            return data.decode(found[1].decode("ascii"))
+            name = codecs.lookup(found[1].decode("ascii")).name
+            # Browsers read Latin-1 as Windows-1252, which adds quotes, dashes and the euro.
+            return data.decode("cp1252" if name == "iso8859-1" else name)
         except (LookupError, UnicodeDecodeError):
             pass  # declared wrongly or unknown; look at the bytes instead
     return decode(data)

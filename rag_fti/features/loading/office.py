@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import posixpath
 import urllib.parse
@@ -129,7 +130,7 @@ def parse_xlsx(data: bytes, limits: Limits, media_type: str) -> Parsed:
         size = 0
         for sheet in book.worksheets:
             lines = []
-            for line in row_lines(sheet.iter_rows(values_only=True)):
+            for line in row_lines(map(_shown, row) for row in sheet.iter_rows()):
                 lines.append(line)
                 size += len(line)
                 if size > limits.max_text_chars:
@@ -139,6 +140,17 @@ def parse_xlsx(data: bytes, limits: Limits, media_type: str) -> Parsed:
     finally:
         book.close()
     return Parsed("", title, media_type, pages=tuple(pages))
+
+
+def _shown(cell: Any) -> Any:
+    """A spreadsheet cell's value about as the program shows it."""
+    value = cell.value
+    if isinstance(value, datetime.datetime) and value.time() == datetime.time():
+        return value.date()
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        percent = "%" in (cell.number_format or "")
+        return f"{value * 100:.10g}%" if percent else f"{value:.15g}"
+    return value
 
 
 def parse_odt(data: bytes, limits: Limits, media_type: str) -> Parsed:

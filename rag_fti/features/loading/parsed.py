@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-LOADER_VERSION = 3
+LOADER_VERSION = 4
 """Raised when any parser changes what it reads; documents are then read again."""
 
 

@@ -10,21 +10,27 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rag_fti.features.loading.encoding import decode
 from rag_fti.features.loading.parsed import Limits, Parsed
 
 _FIELD_BYTES = 16 * 1024 * 1024
+_SEPARATOR_LINE = re.compile(r'"?sep=([^\w\s"]|\t)"?\r?\n', re.IGNORECASE)
+"""What Excel writes and reads as first line of a file; it is no data."""
 
 
 def parse_csv(data: bytes, limits: Limits, media_type: str) -> Parsed:
-    """Comma-, semicolon- or tab-separated values; the delimiter is found by looking."""
+    """Comma-, semicolon- or tab-separated values; ``sep=;`` or a look tells by what."""
     text = decode(data)
+    named = _SEPARATOR_LINE.match(text)
+    if named:
+        text = text[named.end() :]
     csv.field_size_limit(_FIELD_BYTES)
     default = "\t" if media_type == "text/tab-separated-values" else ","
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text, default))
+    delimiter = named[1] if named else _delimiter(text, default)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     return Parsed("\n".join(row_lines(rows)), media_type=media_type)
 
 
@@ -35,7 +41,7 @@ def _delimiter(text: str, default: str) -> str:
     return best if counts[best] else default
 
 
-def row_lines(rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+def row_lines(rows: Iterable[Iterable[Any]]) -> Iterator[str]:
     """Rows with a head as one line each; a single column is written without its name.
 
     Lines of one cell above the head are titles: the head is the first row of several cells.
@@ -67,7 +73,8 @@ def parse_json(data: bytes, limits: Limits, media_type: str) -> Parsed:
 
 def parse_jsonl(data: bytes, limits: Limits, media_type: str) -> Parsed:
     """One JSON value per line; each becomes a paragraph."""
-    lines = [line for line in decode(data).splitlines() if line.strip()]
+    # Not splitlines: JSON strings may hold other line ends, such as U+2028.
+    lines = [line for line in re.split(r"[\r\n]+", decode(data)) if line.strip()]
     try:
         return Parsed(
             "\n\n".join(_written(json.loads(line)) for line in lines), media_type=media_type

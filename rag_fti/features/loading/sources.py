@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from rag_fti.errors import SourceError
-from rag_fti.features.loading.formats import format_of, is_archive
+from rag_fti.features.loading.formats import format_of, is_archive, unread_reason
 from rag_fti.features.loading.parsed import Limits
 from rag_fti.features.loading.workers import LoadTask
 
@@ -45,8 +45,8 @@ class Found:
     """Given paths that lead nowhere, with the reason."""
     unreadable: dict[str, str] = field(default_factory=dict)
     """Directories that exist and cannot be listed, with the reason: what lies below is unknown."""
-    skipped: int = 0
-    """Files in directories whose type is not known."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Files in directories that are not read, with the reason."""
 
 
 def is_url(path: str) -> bool:
@@ -116,11 +116,12 @@ def _walk(
             if matches_any(name, exclude):
                 continue
             wanted = matches_any(name, include) if include else format_of(name) or is_archive(name)
+            path = Path(directory) / name
             if wanted:
-                path = Path(directory) / name
                 yield source_name(path), path
             else:
-                found.skipped += 1
+                other = "not in loading.include" if include else "unknown type"
+                found.skipped[source_name(path)] = unread_reason(name) or other
 
 
 def matches_any(name: str, patterns: Sequence[str]) -> bool:

@@ -102,6 +102,8 @@ def load(task: LoadTask, limits: Limits) -> Loaded:
         text = "".join(pieces)
     else:
         text = clean_text(parsed.text)
+    if text.isspace():  # as a file without a byte
+        text, starts = "", []
     return Loaded(
         text=text,
         title=clean_line(parsed.title),

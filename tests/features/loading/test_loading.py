@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 import email.message
 import io
 import json
@@ -118,6 +119,20 @@ def test_spreadsheet_rows_carry_their_column_names() -> None:
     )
 
 
+def test_spreadsheet_values_are_written_as_they_are_shown() -> None:
+    book = openpyxl.Workbook()
+    book.active.title = "Tax"
+    moment = datetime.datetime(2024, 3, 1, 10, 30)
+    book.active.append(["day", "time", "rate", "total", "sum", "paid", "number"])
+    day = datetime.datetime(2024, 3, 1)
+    book.active.append([day, moment, 0.19, 13.0, 0.1 + 0.2, True, 123456789012])
+    book.active["C2"].number_format = "0%"
+    assert loaded("a.xlsx", saved(book)).text.splitlines()[-2] == (
+        "day: 2024-03-01; time: 2024-03-01 10:30:00; rate: 19%; total: 13; sum: 0.3; "
+        "paid: True; number: 123456789012"
+    )
+
+
 def test_titles_above_a_spreadsheet_are_not_its_column_names() -> None:
     book = openpyxl.Workbook()
     book.active.title = "Stock"
@@ -134,6 +149,7 @@ def test_titles_above_a_spreadsheet_are_not_its_column_names() -> None:
         ("a.csv", b"item,count\nbolt,12\n"),
         ("a.csv", b"item;count\r\nbolt;12\r\n"),
         ("a.csv", b"\xef\xbb\xbfitem;count\nbolt;12\n"),
+        ("a.csv", b"sep=|\r\nitem|count\r\nbolt|12\r\n"),
         ("a.tsv", b"item\tcount\nbolt\t12\n"),
         ("a.csv", "item,count\nbolt,12\n".encode("utf-16")),
     ],
@@ -148,6 +164,8 @@ def test_json_and_json_lines() -> None:
     assert loaded("a.json", json.dumps(value).encode()).text == text
     lines = "\n".join([json.dumps(value), json.dumps({"name": "nut"})]).encode()
     assert loaded("a.jsonl", lines).text == f"{text}\n\nname: nut"
+    odd = '{"name": "a\u2028b"}\r\n{"name": "c\u0085d"}\n'
+    assert loaded("a.jsonl", odd.encode()).text == "name: a\nb\n\nname: c\nd"
     assert refused("a.json", b'{"open": ')
     assert "deep" in refused("a.json", b"[" * 200_000)
 
@@ -186,6 +204,10 @@ def test_declared_encodings_are_followed() -> None:
 def test_text_encodings_are_found(encoding: str) -> None:
     text = "Die Straße führt über den Fluß nach Süden, sagt der Müller. " * 5
     assert loaded("a.txt", text.encode(encoding)).text == text
+
+
+def test_white_space_alone_is_an_empty_text() -> None:
+    assert loaded("a.txt", b" \n\n\t\r\n").text == loaded("b.txt", b"").text == ""
 
 
 def test_binary_content_is_refused_with_a_reason() -> None:
@@ -379,14 +401,24 @@ def test_a_worker_that_dies_costs_one_file(tmp_path: Path) -> None:
 
 def test_directories_patterns_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("d/a.md", "d/sub/b.txt", "d/.hidden/c.md", "d/x.bin", "d/node_modules/y.md"):
+    for name in (
+        "d/a.md",
+        "d/sub/b.txt",
+        "d/.hidden/c.md",
+        "d/x.bin",
+        "d/y.DOC",
+        "d/node_modules/y.md",
+    ):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("x")
     found = find_sources(
         ["./d/", "d/a.md", "d/**/*.txt", "nowhere", "none-*.md"], exclude=[".*", "node_modules"]
     )
     assert list(found.sources) == ["d/a.md", "d/sub/b.txt"]
-    assert found.skipped == 1
+    assert found.skipped == {
+        "d/x.bin": "unknown type",
+        "d/y.DOC": "old binary Office format; save it as .docx",
+    }
     assert set(found.failures) == {"nowhere", "none-*.md"}
     assert list(find_sources(["d"], include=["*.bin"]).sources) == ["d/x.bin"]
     assert source_name("./d//a.md") == "d/a.md"

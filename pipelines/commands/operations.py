@@ -94,7 +94,9 @@ def contracts(
 def lineage(
     identifier: Annotated[
         str,
-        typer.Argument(help="Response, chunk or document id, source, dataset@… or model@…."),
+        typer.Argument(
+            help="Response, prediction, chunk or document id, source, dataset@… or model@…."
+        ),
     ],
     overrides: Overrides = None,
     config: ConfigFiles = None,

@@ -398,12 +398,7 @@ class FeatureStore:
         schema = schema.with_metadata({**_text_metadata(schema), **recorded})
         chunks = self._tables.create("chunks", schema)
         documents = self._tables.create("documents", schemas.documents_schema())
-        with mapped_errors("add columns"):
-            missing = [
-                f for f in schemas.documents_schema() if f.name not in documents.schema.names
-            ]
-            if missing:  # an earlier release made the table
-                documents.add_columns(missing)
+        _add_columns(documents, schemas.documents_schema())
         self.require_recipe(embedder=embedder)
         with self._tables.locked(), mapped_errors("create indexes"):
             indexes.create_scalar(documents, chunks)
@@ -560,6 +555,7 @@ class FeatureStore:
         if not rows:
             return
         handle = self._tables.create(table, schema)
+        _add_columns(handle, schema)
         with mapped_errors(f"write to {table}"):
             handle.add(pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
             commits = handle.version
@@ -578,11 +574,16 @@ class FeatureStore:
         columns: Sequence[str] | None = None,
         limit: int | None = None,
     ) -> pa.Table:
-        """Rows of a log table; none, with its schema, while it does not exist yet."""
+        """Rows of a log table; none, with its schema, while it does not exist yet.
+
+        Columns that a table of an earlier release lacks are left out.
+        """
         handle = self._tables.find(table)
         if handle is None:
             empty = _LOG_SCHEMAS[table]().empty_table()
             return empty if columns is None else empty.select(list(columns))
+        if columns is not None:
+            columns = [name for name in columns if name in handle.schema.names]
         return self._scan(handle, where, columns, limit)
 
     def count_rows(self, table: LogTable) -> int:
@@ -638,6 +639,13 @@ def _restricted(
     if columns is not None:
         query = query.select(list(columns))
     return query if limit is None else query.limit(limit)
+
+
+def _add_columns(table: Any, schema: pa.Schema) -> None:
+    """Add the columns that a table of an earlier release lacks."""
+    if missing := [f for f in schema if f.name not in table.schema.names]:
+        with mapped_errors(f"add columns to {table.name}"):
+            table.add_columns(missing)
 
 
 def _text_metadata(schema: pa.Schema) -> dict[str, str]:

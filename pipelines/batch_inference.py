@@ -180,7 +180,8 @@ def run(
     }
     header, done = work.open_run(job) if settings.batch.resume else ({}, [])
     run_id = str(header.get("run_id") or contracts.new_run_id(PIPELINE))
-    report_path = settings.storage.reports / PIPELINE / f"{run_id}.json"
+    reports = settings.storage.reports / PIPELINE
+    report_path = None if dry_run else reports / f"{run_id}.json"
     contract = ContractRun(CONTRACT, run_id=run_id, report_path=report_path)
     counts = Counter(item.id for item in asked)
     contract.require(

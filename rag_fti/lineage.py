@@ -2,7 +2,8 @@
 
 Forward, a document reaches answers by way of chunks, dataset versions and model versions; every
 hop is recorded by the pipeline that made it (chunk ids in dataset rows, dataset version in model
-manifests, chunk ids and model version in the inference log and in predictions). This module only walks those records.
+manifests, chunk ids and model version in the inference log and in predictions). This module only
+walks those records.
 """
 
 from __future__ import annotations
@@ -74,8 +75,9 @@ def trace(identifier: str, *, stores: Stores) -> dict[str, Any]:
     """Everything recorded about an id, whatever kind it is.
 
     Args:
-        identifier: A response id, prediction id, chunk id, document id (also of a document that was deleted),
-            document source, ``dataset@version``, ``model@version`` or ``model@alias``.
+        identifier: A response id, prediction id, chunk id, document id (also of a document that
+            was deleted), document source, ``dataset@version``, ``model@version`` or
+            ``model@alias``.
         stores: The shared storage.
 
     Returns:

@@ -189,7 +189,10 @@ def describe_stores(settings: Settings) -> dict[str, Any]:
             for version in stores.registry.versions(name)
         ],
         "runs": {
-            name: {key: report[key] for key in ("run_id", "ok", "finished_at", "seconds")}
+            name: {
+                **{key: report[key] for key in ("run_id", "ok", "finished_at", "seconds")},
+                "finished": report.get("finished", True),  # earlier releases did not say
+            }
             for name, report in reports.items()
         },
     }
@@ -253,7 +256,8 @@ def render_status(summary: Mapping[str, Any]) -> str:
         lines.append(f"  {entry['model']}  from {entry['dataset']}{aliases}")
     lines.append("Last runs" if summary["runs"] else "Last runs      none")
     for name, run in summary["runs"].items():
-        kept = "contract kept" if run["ok"] else "CONTRACT BROKEN"
+        kept = "contract kept" if run["finished"] else "stopped before its end, or still running"
+        kept = kept if run["ok"] else "CONTRACT BROKEN"
         lines.append(f"  {name:<20} {run['finished_at']}  {run['seconds']:.1f} s  {kept}")
     return "\n".join(lines)
 
@@ -268,8 +272,8 @@ def render_contracts(summary: Mapping[str, Any]) -> str:
         lines += [f"{contract['pipeline']}: {contract['purpose']} ({when})"]
         if contract["newer_runs"]:
             lines += [
-                f"  {contract['newer_runs']} newer run(s) ended before the postconditions: dry "
-                "runs, nothing to do, or stopped"
+                f"  {contract['newer_runs']} newer run(s) ended before the postconditions: "
+                "nothing to do, or stopped"
             ]
         lines += [f"  in   {name}: {_shape(value)}" for name, value in contract["inputs"].items()]
         lines += [f"  out  {name}: {_shape(value)}" for name, value in contract["outputs"].items()]

@@ -262,8 +262,11 @@ def test_bad_inputs_are_refused_before_anything_is_computed(
         answer(output="no/such/out.jsonl")
 
 
-def test_a_dry_run_writes_nothing(answer: Answerer, tmp_path: Path, store: FeatureStore) -> None:
+def test_a_dry_run_writes_nothing(
+    answer: Answerer, tmp_path: Path, store: FeatureStore, settings: Settings
+) -> None:
     summary = answer(dry_run=True)
     assert summary.to_dict()["dry_run"] is True
     assert not (tmp_path / "out.jsonl").exists()
+    assert not settings.storage.reports.exists()
     assert store.rows("predictions").num_rows == 0

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from pipelines import ingest
 from pipelines.cli import app
 from pipelines.commands.options import run_command, split_overrides
+from rag_fti.contracts import ContractRun
 
 
 @pytest.fixture
@@ -128,6 +130,17 @@ def test_status_and_contracts_work_on_an_empty_folder(invoke: object) -> None:
     assert declared >= {"ingest", "instruction_dataset", "training", "model_validation"}
     readable: Result = invoke("contracts", "training")  # type: ignore[operator]
     assert "precondition" in readable.output
+
+
+def test_status_tells_a_run_that_stopped_from_one_that_ended(
+    invoke: object, tmp_path: Path
+) -> None:
+    report = tmp_path / "data" / "reports" / "ingest" / "r1.json"
+    started = ContractRun(ingest.CONTRACT, run_id="r1", report_path=report)
+    started.require({"paths_given": True, "embedder_mismatch": ""})
+    assert "stopped before its end" in invoke("status").output  # type: ignore[operator]
+    started.finish({"seconds_over_allowance": 0.0})
+    assert "contract kept" in invoke("status").output  # type: ignore[operator]
 
 
 def test_help_names_every_command(invoke: object) -> None:

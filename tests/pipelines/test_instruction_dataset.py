@@ -203,6 +203,7 @@ def test_a_dry_run_writes_nothing(settings: Settings, tmp_path: Path) -> None:
     summary = instruction_dataset.run(other, embedder=HashEmbedder(), dry_run=True)
     assert summary.dataset == "" and summary.splits["train"] > 0
     assert not (tmp_path / "d").exists()
+    assert summary.contract["report"] == ""
 
 
 def test_an_empty_store_breaks_the_precondition(tmp_path: Path, llama: Path) -> None:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.commands.options import ConfigFiles, Json, Overrides, run_command, settings_from
+from pipelines.commands.options import (
+    ConfigFiles,
+    Json,
+    Overrides,
+    run_command,
+    settings_from,
+    split_overrides,
+)
 from rag_fti.contracts import Contract, last_reports, last_verdict
 from rag_fti.errors import ConfigError, RagFtiError
 
@@ -75,15 +82,17 @@ def contracts(
     """Show what each pipeline promises and how its last whole run kept it."""
 
     def work(_: object) -> dict[str, Any]:
+        plain, more = split_overrides([pipeline] if pipeline else [])
         known = contracts_by_pipeline()
-        if pipeline and pipeline not in known:
-            raise ConfigError(
-                f"There is no pipeline {pipeline!r}.",
-                next_step=f"Choose one of: {', '.join(known)}.",
-            )
-        settings = settings_from(config, overrides)
+        for name in plain:
+            if name not in known:
+                raise ConfigError(
+                    f"There is no pipeline {name!r}.",
+                    next_step=f"Choose one of: {', '.join(known)}.",
+                )
+        settings = settings_from(config, [*more, *(overrides or [])])
         shown = []
-        for name in [pipeline] if pipeline else list(known):
+        for name in plain or known:
             report, newer = last_verdict(settings.storage.reports, known[name])
             shown.append({**known[name].declaration(), "last_report": report, "newer_runs": newer})
         return {"contracts": shown}

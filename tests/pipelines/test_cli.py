@@ -130,6 +130,7 @@ def test_status_and_contracts_work_on_an_empty_folder(invoke: object) -> None:
     assert declared >= {"ingest", "instruction_dataset", "training", "model_validation"}
     readable: Result = invoke("contracts", "training")  # type: ignore[operator]
     assert "precondition" in readable.output
+    assert invoke("contracts", "storage.root=elsewhere").exit_code == 0  # type: ignore[operator]
 
 
 def test_status_tells_a_run_that_stopped_from_one_that_ended(

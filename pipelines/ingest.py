@@ -223,7 +223,7 @@ def watch(
             f"{len(totals.failures)} failed: snapshot {store.snapshot()}"
         )
         if number % _ROUNDS_PER_OPTIMIZE == 0:
-            store.optimize(keep_days=settings.ingest.keep_versions_days)
+            clean_up(settings, store)
     return finish(settings, store, contract, total, progress=progress)
 
 
@@ -246,7 +246,7 @@ def finish(
     )
     if totals.changed:
         progress.update("optimizing indexes", 0, 1)
-        store.optimize(keep_days=settings.ingest.keep_versions_days)
+        clean_up(settings, store)
         index = settings.index
         store.update_vector_index(
             kind=index.type, exact_below=index.exact_below, target_recall=index.target_recall
@@ -268,6 +268,12 @@ def finish(
         seconds=report.seconds,
         contract=report.summary(contract.report_path),
     )
+
+
+def clean_up(settings: Settings, store: FeatureStore) -> None:
+    """Compact the store, and drop the states that are kept no longer."""
+    kept = settings.ingest
+    store.optimize(keep_days=kept.keep_versions_days, keep_answered_days=kept.keep_answered_days)
 
 
 def preview(

@@ -244,12 +244,15 @@ def render_status(summary: Mapping[str, Any]) -> str:
     lines = [f"Feature store  {features['uri']}"]
     if features["exists"]:
         collections = ", ".join(f"{name} ({n})" for name, n in features["collections"].items())
+        own = [f"{k} = {v}" for k, v in features["tags"].items() if k != f"answered-{v}"]
+        answered = len(features["tags"]) - len(own)
         lines += [
             f"  snapshot {features['snapshot']}: {features['documents']} documents, "
             f"{features['chunks']} chunks; collections: {collections}",
             f"  embedder {features['embedder']['model']} "
             f"({features['embedder']['dimension']} dimensions)",
-            f"  tags: {', '.join(f'{k} = {v}' for k, v in features['tags'].items()) or 'none'}",
+            f"  tags: {', '.join(own) or 'none'}"
+            + (f"; states kept for answers: {answered}" if answered else ""),
             f"  logged answers: {features['logged_answers']}",
         ]
     else:

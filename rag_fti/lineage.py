@@ -76,8 +76,8 @@ def trace(identifier: str, *, stores: Stores) -> dict[str, Any]:
 
     Args:
         identifier: A response id, prediction id, chunk id, document id (also of a document that
-            was deleted), document source, ``dataset@version``, ``model@version`` or
-            ``model@alias``.
+            was deleted), document source, ``dataset@version``, ``dataset@latest``,
+            ``model@version``, ``model@alias`` or an alias that one model has.
         stores: The shared storage.
 
     Returns:
@@ -89,10 +89,10 @@ def trace(identifier: str, *, stores: Stores) -> dict[str, Any]:
     for find in (
         _trace_answer,
         _trace_prediction,
-        _trace_document,
-        _trace_chunk,
         _trace_dataset,
         _trace_model,
+        _trace_document,
+        _trace_chunk,
         _trace_deleted,
     ):
         found = find(identifier, stores)
@@ -202,11 +202,18 @@ def _trace_prediction(identifier: str, stores: Stores) -> dict[str, Any] | None:
 
 def _trace_document(identifier: str, stores: Stores) -> dict[str, Any] | None:
     columns = ["document_id", "collection", "source", "sources", "title", "version", "run_id"]
-    literal = _sql_string(identifier)
-    rows = stores.features.documents(
-        where=f"document_id = {literal} OR array_has(sources, {literal})",
-        columns=[*columns, "ingested_at"],
-    ).to_pylist()
+    from rag_fti.features.loading.sources import source_name
+
+    rows: list[dict[str, Any]] = []
+    for name in (identifier, source_name(identifier)):
+        literal = _sql_string(name)
+        rows = (
+            rows
+            or stores.features.documents(
+                where=f"document_id = {literal} OR array_has(sources, {literal})",
+                columns=[*columns, "ingested_at"],
+            ).to_pylist()
+        )
     if not rows:
         return None
     if len(rows) > 1:
@@ -244,24 +251,29 @@ def _trace_chunk(identifier: str, stores: Stores) -> dict[str, Any] | None:
 
 
 def _trace_dataset(identifier: str, stores: Stores) -> dict[str, Any] | None:
-    for dataset in dataset_manifests(stores.datasets):
-        if dataset.ref == identifier:
-            manifest = dataset.manifest
-            return {
-                "kind": "dataset",
-                "id": dataset.ref,
-                "snapshot": manifest.get("snapshot"),
-                "prompt_digest": manifest.get("prompt_digest"),
-                "splits": manifest.get("splits"),
-                "documents": sorted(set(_values(dataset.fetch(), "document_ids"))),
-                "models": list(_trained_on([dataset.ref], stores.registry)),
-            }
-    return None
+    name, separator, version = identifier.rpartition("@")
+    if not separator:
+        return None
+    known = [dataset for dataset in dataset_manifests(stores.datasets) if dataset.name == name]
+    fitting = known if version == "latest" else [d for d in known if d.version == version]
+    if not fitting:
+        return None
+    dataset = fitting[-1]
+    return {
+        "kind": "dataset",
+        "id": dataset.ref,
+        **{key: dataset.manifest.get(key) for key in ("snapshot", "prompt_digest", "splits")},
+        "documents": sorted(set(_values(dataset.fetch(), "document_ids"))),
+        "models": list(_trained_on([dataset.ref], stores.registry)),
+    }
 
 
 def _trace_model(identifier: str, stores: Stores) -> dict[str, Any] | None:
+    names = stores.registry.names()
+    if any(identifier in stores.registry.aliases(name) for name in names):
+        identifier = stores.registry.resolve(identifier).ref
     name, _, version = identifier.rpartition("@")
-    if name not in stores.registry.names():
+    if name not in names:
         return None
     number = stores.registry.aliases(name).get(version, version)
     summary = _model_summary(f"{name}@{number}", stores)

@@ -49,8 +49,8 @@ def cli_page() -> str:
         "# Commands\n\nWritten by `make docs` from the program itself; a test keeps it current.\n\n"
         "Every command takes `--config FILE` (again and again, later files win); all but `keys` "
         "take `section.key=value` overrides, all but `serve` take `--json`. Exit codes: 0 done, "
-        "1 failed, 2 bad usage or configuration, 3 contract violated. `RAG_FTI_LOG_LEVEL` (DEBUG, "
-        "INFO, WARNING, ERROR) sets what is logged on stderr.\n\n"
+        "1 failed, 2 bad usage or configuration, 3 contract violated, 130 interrupted. "
+        "`RAG_FTI_LOG_LEVEL` (DEBUG, INFO, WARNING, ERROR) sets what is logged on stderr.\n\n"
     )
     command = typer.main.get_command(app)
     return head + "\n".join(command_pages(command, "rag-fti"))

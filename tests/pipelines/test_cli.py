@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from pipelines import ingest
@@ -98,6 +103,41 @@ def test_a_place_that_cannot_be_written_is_one_clear_message(
     result: Result = invoke("validate", f"storage.root={root}", "--json")  # type: ignore[operator]
     assert result.exit_code == 1, result.output
     assert str(tmp_path / "file") in json.loads(result.stdout)["error"]["message"]
+
+
+def test_an_interruption_as_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(_: object) -> dict[str, object]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(typer.Exit) as caught:
+        run_command(stop, as_json=True, render=str)
+    assert caught.value.exit_code == 130
+    assert json.loads(capsys.readouterr().out)["error"]["type"] == "Interrupted"
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "told"),
+    [
+        ("status --json > /dev/full", 1, "refused access"),
+        ("status >&-", 0, ""),
+        ("PYTHONIOENCODING=latin-1 contracts ingest", 0, ""),
+        ("PYTHONIOENCODING=latin-1 lineage 日本.md --json", 1, ""),
+    ],
+)
+def test_a_stdout_that_cannot_take_everything_is_no_fault(
+    tmp_path: Path, repository: Path, shell: str, code: int, told: str
+) -> None:
+    command = re.sub(r"^(\w+=\S+ )?", rf"\1{sys.executable} -m pipelines.cli ", shell)
+    done = subprocess.run(
+        ["sh", "-c", command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        capture_output=True,
+        check=False,
+    )
+    errors = done.stderr.decode(errors="replace")
+    assert done.returncode == code, errors
+    assert told in errors and "Traceback" not in errors
 
 
 def test_a_log_level_that_is_none_is_one_clear_message(

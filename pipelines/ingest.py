@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,7 +183,7 @@ def watch(
         progress: Is told about every round of changes.
 
     Returns:
-        All rounds together.
+        The first run and all rounds together.
 
     Raises:
         ContractViolation: If a promise cannot be kept.
@@ -224,7 +224,23 @@ def watch(
         )
         if number % _ROUNDS_PER_OPTIMIZE == 0:
             clean_up(settings, store)
-    return finish(settings, store, contract, total, progress=progress)
+    return _together(first, finish(settings, store, contract, total, progress=progress))
+
+
+def _together(first: Summary, rounds: Summary) -> Summary:
+    """What a first run and the rounds after it did; contract and state are those of the rounds."""
+    failures = {f["source"]: f for f in [*first.failures, *rounds.failures]}
+    documents = {name: n + first.documents[name] for name, n in rounds.documents.items()}
+    chunks = {name: n + first.chunks[name] for name, n in rounds.chunks.items()}
+    return replace(
+        rounds,
+        documents={**documents, "failed": len(failures)},
+        chunks={**chunks, "total": rounds.chunks["total"]},
+        failures=list(failures.values()),
+        near_duplicates=[*first.near_duplicates, *rounds.near_duplicates],
+        skipped=first.skipped + rounds.skipped,
+        seconds=first.seconds + rounds.seconds,
+    )
 
 
 def finish(

@@ -48,6 +48,11 @@ def open_stores(settings: Settings) -> Stores:
     from rag_fti.roots import datasets_root, open_registry
 
     storage = settings.storage
+    if storage.root.exists() and not storage.root.is_dir():
+        raise ConfigError(
+            f"storage.root is {storage.root}, a file; expected a directory.",
+            next_step="Name a directory in storage.root or RAG_FTI_ROOT.",
+        )
     return Stores(
         features=FeatureStore.open(storage.features_uri, options=storage.options),
         datasets=datasets_root(storage),

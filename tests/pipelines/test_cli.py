@@ -56,6 +56,7 @@ CASES = [
     (["replay", "unknown"], 1, "rag-fti ingest"),
     (["bake"], 2, "bake"),
     (["status", "--colour"], 2, "--colour"),
+    (["status", f"storage.root={__file__}"], 2, "expected a directory"),
 ]
 
 

@@ -187,7 +187,7 @@ def run(
         "repeated_ids": sorted(name for name, count in counts.items() if count > 1),
         "store_filled": store.exists(),
     }
-    contract = _begin(settings, facts, run_id=str(header.get("run_id", "")))
+    contract = _begin(settings, facts, run_id=str(header.get("run_id", "")), dry_run=dry_run)
     require_collections(store, collections, at=str(job["at"]))
     if dry_run:
         snapshot = store.resolve(str(job["at"]))
@@ -254,11 +254,13 @@ def run(
     )
 
 
-def _begin(settings: Settings, facts: Mapping[str, Any], *, run_id: str = "") -> ContractRun:
+def _begin(
+    settings: Settings, facts: Mapping[str, Any], *, run_id: str = "", dry_run: bool = False
+) -> ContractRun:
     """Check the preconditions of a run; an empty id makes a new one."""
     run_id = run_id or contracts.new_run_id(PIPELINE)
     report = settings.storage.reports / PIPELINE / f"{run_id}.json"
-    contract = ContractRun(CONTRACT, run_id=run_id, report_path=report)
+    contract = ContractRun(CONTRACT, run_id=run_id, report_path=None if dry_run else report)
     contract.require(facts)
     return contract
 

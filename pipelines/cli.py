@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import typer
 
 from pipelines.commands import datasets, features, inference, operations, training
@@ -23,6 +26,10 @@ for group in (features, datasets, training, inference, operations):
 
 def main() -> None:
     """Entry point of the ``rag-fti`` script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal or file that lacks a character shows its code instead.
+            stream.reconfigure(errors="backslashreplace")
     app()
 
 

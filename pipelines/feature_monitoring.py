@@ -99,7 +99,7 @@ def run(
         settings: ``feature_monitoring`` says what it is compared with.
         store: Feature store to use in place of the configured one.
         progress: Is told how far it is.
-        dry_run: Measure, but write no metrics and no picture.
+        dry_run: Measure, but write no metrics, picture or report.
 
     Raises:
         ContractViolation: If a promise does not hold.
@@ -112,7 +112,8 @@ def run(
     progress = progress or Silent()
     run_id = new_run_id("feature_monitoring")
     reports = settings.storage.reports / "feature_monitoring"
-    contract = ContractRun(CONTRACT, run_id=run_id, report_path=reports / f"{run_id}.json")
+    report_path = None if dry_run else reports / f"{run_id}.json"
+    contract = ContractRun(CONTRACT, run_id=run_id, report_path=report_path)
     store = store or FeatureStore.open(
         settings.storage.features_uri, options=settings.storage.options
     )
@@ -142,7 +143,7 @@ def run(
         drift=not _no_drift(facts).ok,
         files=files,
         seconds=report.seconds,
-        contract=report.summary(contract.report_path),
+        contract=report.summary(report_path),
     )
 
 

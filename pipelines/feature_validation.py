@@ -145,7 +145,7 @@ def run(
         store: Feature store to use in place of the configured one.
         embedder: Embedder to use in place of the configured one.
         progress: Is told how far it is.
-        dry_run: Judge, but leave the tag where it is.
+        dry_run: Judge, but leave the tag where it is and write no report.
 
     Raises:
         ContractViolation: If the snapshot does not pass; the tag stays where it was.
@@ -158,7 +158,8 @@ def run(
     progress = progress or Silent()
     run_id = new_run_id("feature_validation")
     reports = settings.storage.reports / "feature_validation"
-    contract = ContractRun(CONTRACT, run_id=run_id, report_path=reports / f"{run_id}.json")
+    report_path = None if dry_run else reports / f"{run_id}.json"
+    contract = ContractRun(CONTRACT, run_id=run_id, report_path=report_path)
     store = store or FeatureStore.open(
         settings.storage.features_uri, options=settings.storage.options
     )
@@ -181,7 +182,8 @@ def run(
         store, embedder=embedder, sample_rows=limits.sample_rows, advance=advance
     ).to_dict()
     progress.update("validating", 6, 6)
-    write_json_atomic(reports / run_id / "facts.json", facts)
+    if not dry_run:
+        write_json_atomic(reports / run_id / "facts.json", facts)
     bounds = {
         "max_duplicate_rate": limits.max_duplicate_rate,
         "min_recall": limits.min_recall,
@@ -197,7 +199,7 @@ def run(
         validated=not dry_run,
         facts=facts,
         seconds=report.seconds,
-        contract=report.summary(contract.report_path),
+        contract=report.summary(report_path),
     )
 
 

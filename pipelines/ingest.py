@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,7 +187,7 @@ def watch(
         progress: Is told about every round of changes.
 
     Returns:
-        All rounds together.
+        The first run and all rounds together.
 
     Raises:
         ContractViolation: If a promise cannot be kept.
@@ -227,8 +227,24 @@ def watch(
             f"{len(totals.failures)} failed: snapshot {store.snapshot()}"
         )
         if number % _ROUNDS_PER_OPTIMIZE == 0:
-            store.optimize(keep_days=settings.ingest.keep_versions_days)
-    return finish(settings, store, contract, total, progress=progress)
+            clean_up(settings, store)
+    return _together(first, finish(settings, store, contract, total, progress=progress))
+
+
+def _together(first: Summary, rounds: Summary) -> Summary:
+    """What a first run and the rounds after it did; contract and state are those of the rounds."""
+    failures = {f["source"]: f for f in [*first.failures, *rounds.failures]}
+    documents = {name: n + first.documents[name] for name, n in rounds.documents.items()}
+    chunks = {name: n + first.chunks[name] for name, n in rounds.chunks.items()}
+    return replace(
+        rounds,
+        documents={**documents, "failed": len(failures)},
+        chunks={**chunks, "total": rounds.chunks["total"]},
+        failures=list(failures.values()),
+        near_duplicates=[*first.near_duplicates, *rounds.near_duplicates],
+        skipped=first.skipped + rounds.skipped,
+        seconds=first.seconds + rounds.seconds,
+    )
 
 
 def finish(
@@ -250,7 +266,7 @@ def finish(
     )
     if totals.changed:
         progress.update("optimizing indexes", 0, 1)
-        store.optimize(keep_days=settings.ingest.keep_versions_days)
+        clean_up(settings, store)
         index = settings.index
         store.update_vector_index(
             kind=index.type, exact_below=index.exact_below, target_recall=index.target_recall
@@ -272,6 +288,12 @@ def finish(
         seconds=report.seconds,
         contract=report.summary(contract.report_path),
     )
+
+
+def clean_up(settings: Settings, store: FeatureStore) -> None:
+    """Compact the store, and drop the states that are kept no longer."""
+    kept = settings.ingest
+    store.optimize(keep_days=kept.keep_versions_days, keep_answered_days=kept.keep_answered_days)
 
 
 def preview(

@@ -171,7 +171,8 @@ def run(
     config = settings.dataset
     similarity = config.near_duplicate_similarity
     run_id = contracts.new_run_id(PIPELINE)
-    report_path = settings.storage.reports / PIPELINE / f"{run_id}.json"
+    reports = settings.storage.reports / PIPELINE
+    report_path = None if dry_run else reports / f"{run_id}.json"
     contract = ContractRun(CONTRACT, run_id=run_id, report_path=report_path)
     store = FeatureStore.open(settings.storage.features_uri, options=settings.storage.options)
     if not store.exists():

@@ -97,7 +97,7 @@ class ValidationSummary:
     run_id: str
     version: str
     report: str
-    """Path of ``report.json``."""
+    """Path of ``report.json``; empty on a dry run."""
     scores: dict[str, Any]
     differences: dict[str, Any]
     gates: list[dict[str, Any]]
@@ -127,7 +127,7 @@ def run(
         version: ``name@3``, an alias, or a bare number of ``evaluation.model_name``.
         embedder: A loaded embedder; None loads the configured one.
         progress: Receives progress.
-        dry_run: Judge, and promote nothing.
+        dry_run: Judge, promote nothing and write no report.
 
     Raises:
         ConfigError: If a gate names a metric that is not there.
@@ -141,7 +141,8 @@ def run(
     config = settings.evaluation
     gates = [Gate(**gate.model_dump()) for gate in config.gates]
     run_id = contracts.new_run_id(PIPELINE)
-    report_path = settings.storage.reports / PIPELINE / f"{run_id}.json"
+    reports = settings.storage.reports / PIPELINE
+    report_path = None if dry_run else reports / f"{run_id}.json"
     contract = ContractRun(CONTRACT, run_id=run_id, report_path=report_path)
     registry = open_registry(settings.storage)
     reference = f"{config.model_name}@{version}" if version.isdecimal() else version
@@ -180,34 +181,37 @@ def run(
     sentence = _sentence(
         verdict, challenger, promote=promote, dry_run=dry_run, wanted=config.promote
     )
-    path = _write(
-        settings,
-        run_id,
-        challenger,
-        verdict,
-        judged,
-        sentence=sentence,
-        source_of={item.id: item.source for item in items},
-        facts={"champion before": rival, "of them near training rows": seen},
-    )
-    if promote:
-        registry.set_alias(
-            challenger.name, CHAMPION, challenger.version, why=sentence, report=str(path)
+    facts: dict[str, Any] = {}
+    path: Path | None = None
+    if not dry_run:
+        path = _write(
+            settings,
+            run_id,
+            challenger,
+            verdict,
+            judged,
+            sentence=sentence,
+            source_of={item.id: item.source for item in items},
+            facts={"champion before": rival, "of them near training rows": seen},
         )
-    moved = any(
-        change.alias == CHAMPION and change.report == str(path)
-        for change in registry.history(challenger.name)
-    )
-    facts = {
-        "report_written": path.is_file(),
-        "promotion_follows_gates": moved == promote and (verdict.passed or not moved),
-    }
-    contract.ensure(facts)
+        if promote:
+            registry.set_alias(
+                challenger.name, CHAMPION, challenger.version, why=sentence, report=str(path)
+            )
+        moved = any(
+            change.alias == CHAMPION and change.report == str(path)
+            for change in registry.history(challenger.name)
+        )
+        facts = {
+            "report_written": path.is_file(),
+            "promotion_follows_gates": moved == promote and (verdict.passed or not moved),
+        }
+        contract.ensure(facts)
     report = contract.finish(facts)
     return ValidationSummary(
         run_id=run_id,
         version=challenger.ref,
-        report=str(path),
+        report=str(path or ""),
         scores=verdict.scores,
         differences=differences_to_dict(verdict.differences),
         gates=[gate.to_dict() for gate in verdict.gates],

@@ -178,7 +178,7 @@ def run(
     report_path = settings.storage.reports / PIPELINE / f"{run_id}.json"
     if not _first_process():
         report_path = work.parent / "other-processes" / f"{run_id}.json"
-    contract = ContractRun(CONTRACT, run_id=run_id, report_path=report_path)
+    contract = ContractRun(CONTRACT, run_id=run_id, report_path=None if dry_run else report_path)
     registry = open_registry(settings.storage)
     _require(contract, dataset, load_tokenizer(base.location).chat_template)
 
@@ -193,7 +193,7 @@ def run(
             metrics=dict(metrics),
             seconds=report.seconds,
             tokens_per_second=metrics.get("tokens_per_second", 0.0),
-            contract=report.summary(report_path),
+            contract=report.summary(contract.report_path),
             path=version.location if version else "",
         )
 

@@ -12,6 +12,7 @@ good data; every other failed check raises :class:`rag_fti.errors.ContractViolat
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
@@ -23,6 +24,8 @@ from typing import Any, Literal
 
 from rag_fti.errors import ContractViolation
 from rag_fti.files import write_json_atomic
+
+logger = logging.getLogger(__name__)
 
 Kind = Literal["precondition", "invariant", "postcondition", "service_level"]
 Facts = Mapping[str, Any]
@@ -129,6 +132,9 @@ class ContractReport:
     pipeline: str
     run_id: str
     ok: bool
+    """Whether every check so far held, service levels apart."""
+    finished: bool
+    """Whether the run came to its end; one that failed by other means than a check did not."""
     started_at: str
     finished_at: str
     seconds: float
@@ -142,11 +148,11 @@ class ContractReport:
         """Write as JSON, atomically and durably."""
         write_json_atomic(path, self.to_dict())
 
-    def summary(self, path: Path | str) -> dict[str, Any]:
+    def summary(self, path: Path | None) -> dict[str, Any]:
         """The ``contract`` entry of a command's JSON summary."""
         return {
             "ok": self.ok,
-            "report": str(path),
+            "report": str(path or ""),
             "missed": [r.name for r in self.results if not r.ok],
         }
 
@@ -157,10 +163,11 @@ class ContractRun:
     Args:
         contract: The declaration.
         run_id: Identifies the run in reports and stores.
-        report_path: Where the report goes; written by every call, also before raising.
+        report_path: Where the report goes; written by every call, also before raising. None on a
+            dry run, which leaves no report.
     """
 
-    def __init__(self, contract: Contract, *, run_id: str, report_path: Path) -> None:
+    def __init__(self, contract: Contract, *, run_id: str, report_path: Path | None) -> None:
         self.contract = contract
         self.run_id = run_id
         self.report_path = report_path
@@ -196,12 +203,12 @@ class ContractRun:
         facts = {"seconds": time.time() - self._started, **facts}
         for check in self.contract.service_levels:
             self._add("service_level", check, facts)
-        return self._save()
+        return self._save(finished=True)
 
     def _evaluate(self, kind: Kind, facts: Facts, consequence: str) -> None:
         added = [self._add(kind, check, facts) for check in self.contract.checks(kind)]
         failed = [(r, c) for r, c in added if not r.ok]
-        self._save()
+        self._save(finished=False)
         if failed:
             details = "; ".join(
                 f"{r.name}: got {r.value!r}, expected {r.expected} ({r.promise})" for r, _ in failed
@@ -209,7 +216,7 @@ class ContractRun:
             raise ContractViolation(
                 f"{self.contract.pipeline}: {kind} not met. {details}. {consequence}",
                 next_step=" ".join(c.next_step for _, c in failed if c.next_step)
-                or f"See the report at {self.report_path}.",
+                or (f"See the report at {self.report_path}." if self.report_path else ""),
             )
 
     def _add(self, kind: Kind, check: Check, facts: Facts) -> tuple[CheckResult, Check]:
@@ -221,18 +228,20 @@ class ContractRun:
         self._results.append(result)
         return result, check
 
-    def _save(self) -> ContractReport:
+    def _save(self, *, finished: bool) -> ContractReport:
         now = time.time()
         report = ContractReport(
             pipeline=self.contract.pipeline,
             run_id=self.run_id,
             ok=all(r.ok for r in self._results if r.kind != "service_level"),
+            finished=finished,
             started_at=_iso(self._started),
             finished_at=_iso(now),
             seconds=round(now - self._started, 3),
             results=tuple(self._results),
         )
-        report.write(self.report_path)
+        if self.report_path is not None:
+            report.write(self.report_path)
         return report
 
 
@@ -252,8 +261,8 @@ def last_reports(directory: Path, pipelines: Sequence[str]) -> dict[str, dict[st
 def last_verdict(directory: Path, contract: Contract) -> tuple[dict[str, Any] | None, int]:
     """The newest stored report that says how the contract was kept.
 
-    A dry run, a run that found nothing to do and one that was killed end before the
-    postconditions; they say less than the whole run before them.
+    A run that found nothing to do and one that was killed end before the postconditions; they say
+    less than the whole run before them.
 
     Args:
         directory: Where reports are, under the pipeline's name.
@@ -273,8 +282,17 @@ def last_verdict(directory: Path, contract: Contract) -> tuple[dict[str, Any] | 
 
 
 def _newest_first(directory: Path) -> Iterator[dict[str, Any]]:
+    """Reports of a directory; what is none is left out with a warning."""
     for path in sorted(directory.glob("*.json"), reverse=True):
-        yield json.loads(path.read_text(encoding="utf-8"))
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            logger.warning("%s cannot be read and is left out: %s", path, error)
+            continue
+        if isinstance(report, dict) and isinstance(report.get("results"), list):
+            yield report
+        else:
+            logger.warning("%s is no contract report and is left out.", path)
 
 
 def _iso(seconds: float) -> str:

@@ -2,7 +2,8 @@
 
 Forward, a document reaches answers by way of chunks, dataset versions and model versions; every
 hop is recorded by the pipeline that made it (chunk ids in dataset rows, dataset version in model
-manifests, chunk ids and model version in the inference log). This module only walks those records.
+manifests, chunk ids and model version in the inference log and in predictions). This module only
+walks those records.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Taint:
     models: tuple[str, ...]
     """Model versions trained on those datasets, as ``name@version``."""
     answers: tuple[str, ...]
-    """Logged answers that had the documents in their context."""
+    """Logged answers and predictions that had the documents in their context."""
 
     def to_dict(self) -> dict[str, list[str]]:
         """JSON-ready form."""
@@ -54,7 +55,7 @@ class Stores:
 
 
 def tainted_by(document_ids: Sequence[str], *, stores: Stores) -> Taint:
-    """What the documents went into: datasets, models trained on those, logged answers."""
+    """What the documents went into: datasets, models trained on those, answers."""
     wanted = pa.array(list(document_ids), pa.string())
     datasets = tuple(
         version.ref
@@ -62,12 +63,10 @@ def tainted_by(document_ids: Sequence[str], *, stores: Stores) -> Taint:
         if _dataset_uses(version.fetch(), wanted)
     )
     models = tuple(_trained_on(datasets, stores.registry))
-    log = stores.features.rows("inference_log", columns=["response_id", "document_ids"])
     answers = tuple(
-        row["response_id"]
-        for batch in log.to_batches()
-        for row in batch.to_pylist()
-        if not set(document_ids).isdisjoint(row["document_ids"])
+        answer
+        for answer, used in _answers(stores.features)
+        if not set(document_ids).isdisjoint(used)
     )
     return Taint(datasets, models, answers)
 
@@ -76,8 +75,9 @@ def trace(identifier: str, *, stores: Stores) -> dict[str, Any]:
     """Everything recorded about an id, whatever kind it is.
 
     Args:
-        identifier: A response id, chunk id, document id (also of a document that was deleted),
-            document source, ``dataset@version``, ``model@version`` or ``model@alias``.
+        identifier: A response id, prediction id, chunk id, document id (also of a document that
+            was deleted), document source, ``dataset@version``, ``dataset@latest``,
+            ``model@version``, ``model@alias`` or an alias that one model has.
         stores: The shared storage.
 
     Returns:
@@ -88,10 +88,11 @@ def trace(identifier: str, *, stores: Stores) -> dict[str, Any]:
     """
     for find in (
         _trace_answer,
-        _trace_document,
-        _trace_chunk,
+        _trace_prediction,
         _trace_dataset,
         _trace_model,
+        _trace_document,
+        _trace_chunk,
         _trace_deleted,
     ):
         found = find(identifier, stores)
@@ -99,8 +100,8 @@ def trace(identifier: str, *, stores: Stores) -> dict[str, Any]:
             return found
     raise RagFtiError(
         f"Nothing is known under {identifier!r}.",
-        next_step="Give a response id, chunk id, document id or source, dataset@version or "
-        "model@version; rag-fti status lists what there is.",
+        next_step="Give a response id, prediction id, chunk id, document id or source, "
+        "dataset@version or model@version; rag-fti status lists what there is.",
     )
 
 
@@ -174,13 +175,47 @@ def _trace_answer(identifier: str, stores: Stores) -> dict[str, Any] | None:
     }
 
 
+def _trace_prediction(identifier: str, stores: Stores) -> dict[str, Any] | None:
+    where = f"prediction_id = {_sql_string(identifier)}"
+    rows = stores.features.rows("predictions", where=where).to_pylist()
+    if not rows:
+        return None
+    row = rows[0]
+    cited = {citation["marker"] for citation in json.loads(row["citations"])}
+    return {
+        "kind": "prediction",
+        "id": identifier,
+        "created_at": row["created_at"].isoformat(),
+        **{name: row[name] for name in ("run_id", "question_id", "question", "answer")},
+        **{name: row[name] for name in ("abstained", "error", "snapshot")},
+        "chunks": [
+            {
+                "marker": marker,
+                "chunk_id": chunk,
+                "document_id": document,
+                "cited": marker in cited,
+                "now": _chunk_now(chunk, stores),
+            }
+            for marker, chunk, document in _passages(row)
+        ],
+        "model": _model_summary(row["model"], stores),
+    }
+
+
 def _trace_document(identifier: str, stores: Stores) -> dict[str, Any] | None:
     columns = ["document_id", "collection", "source", "sources", "title", "version", "run_id"]
-    literal = _sql_string(identifier)
-    rows = stores.features.documents(
-        where=f"document_id = {literal} OR array_has(sources, {literal})",
-        columns=[*columns, "ingested_at"],
-    ).to_pylist()
+    from rag_fti.features.loading.sources import source_name
+
+    rows: list[dict[str, Any]] = []
+    for name in (identifier, source_name(identifier)):
+        literal = _sql_string(name)
+        rows = (
+            rows
+            or stores.features.documents(
+                where=f"document_id = {literal} OR array_has(sources, {literal})",
+                columns=[*columns, "ingested_at"],
+            ).to_pylist()
+        )
     if not rows:
         return None
     if len(rows) > 1:
@@ -218,24 +253,29 @@ def _trace_chunk(identifier: str, stores: Stores) -> dict[str, Any] | None:
 
 
 def _trace_dataset(identifier: str, stores: Stores) -> dict[str, Any] | None:
-    for dataset in dataset_manifests(stores.datasets):
-        if dataset.ref == identifier:
-            manifest = dataset.manifest
-            return {
-                "kind": "dataset",
-                "id": dataset.ref,
-                "snapshot": manifest.get("snapshot"),
-                "prompt_digest": manifest.get("prompt_digest"),
-                "splits": manifest.get("splits"),
-                "documents": sorted(set(_values(dataset.fetch(), "document_ids"))),
-                "models": list(_trained_on([dataset.ref], stores.registry)),
-            }
-    return None
+    name, separator, version = identifier.rpartition("@")
+    if not separator:
+        return None
+    known = [dataset for dataset in dataset_manifests(stores.datasets) if dataset.name == name]
+    fitting = known if version == "latest" else [d for d in known if d.version == version]
+    if not fitting:
+        return None
+    dataset = fitting[-1]
+    return {
+        "kind": "dataset",
+        "id": dataset.ref,
+        **{key: dataset.manifest.get(key) for key in ("snapshot", "prompt_digest", "splits")},
+        "documents": sorted(set(_values(dataset.fetch(), "document_ids"))),
+        "models": list(_trained_on([dataset.ref], stores.registry)),
+    }
 
 
 def _trace_model(identifier: str, stores: Stores) -> dict[str, Any] | None:
+    names = stores.registry.names()
+    if any(identifier in stores.registry.aliases(name) for name in names):
+        identifier = stores.registry.resolve(identifier).ref
     name, _, version = identifier.rpartition("@")
-    if name not in stores.registry.names():
+    if name not in names:
         return None
     number = stores.registry.aliases(name).get(version, version)
     summary = _model_summary(f"{name}@{number}", stores)
@@ -249,6 +289,32 @@ def _trace_deleted(identifier: str, stores: Stores) -> dict[str, Any] | None:
     if not any(went_into.values()):
         return None
     return {"kind": "document", "id": identifier, "deleted": True, "went_into": went_into}
+
+
+def _answers(store: FeatureStore) -> Iterator[tuple[str, Collection[str]]]:
+    """Ids of all answers, each with the documents that were in its context."""
+    log = store.rows("inference_log", columns=["response_id", "document_ids"])
+    for batch in log.to_batches():
+        yield from zip(*(batch[name].to_pylist() for name in log.column_names), strict=True)
+    predictions = store.rows(
+        "predictions", columns=["prediction_id", "citations", "chunk_ids", "document_ids"]
+    )
+    for batch in predictions.to_batches():
+        for row in batch.to_pylist():
+            yield row["prediction_id"], [document for _, _, document in _passages(row)]
+
+
+def _passages(prediction: Mapping[str, Any]) -> Iterator[tuple[int, str, str]]:
+    """Marker, chunk id and document id of what was in a prediction's context.
+
+    Of a prediction of an earlier release only what it cited is known.
+    """
+    if prediction.get("chunk_ids") is not None:
+        pairs = zip(prediction["chunk_ids"], prediction["document_ids"], strict=True)
+        yield from ((marker, *pair) for marker, pair in enumerate(pairs, start=1))
+    else:
+        cited = {c["marker"]: c for c in json.loads(prediction["citations"])}
+        yield from ((n, c["chunk_id"], c["document_id"]) for n, c in sorted(cited.items()))
 
 
 def _trained_on(datasets: Collection[str], registry: Registry) -> Iterator[str]:

@@ -134,6 +134,9 @@ def predictions_schema() -> pa.Schema:
             pa.field("snapshot", pa.string(), nullable=False),
             pa.field("error", pa.string(), nullable=False),
             pa.field("created_at", _TIMESTAMP, nullable=False),
+            # The passages in the prompt, cited or not, in marker order.
+            pa.field("chunk_ids", pa.list_(pa.string()), nullable=True),
+            pa.field("document_ids", pa.list_(pa.string()), nullable=True),
         ],
         metadata=_METADATA,
     )

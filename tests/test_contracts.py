@@ -65,7 +65,7 @@ def test_a_failed_precondition_says_what_got_expected_and_next(tmp_path: Path) -
     assert ">= 1" in message
     assert "Nothing was started." in message
     assert "Buy some." in message
-    assert not json.loads(run.report_path.read_text())["ok"]
+    assert not json.loads((tmp_path / "sample" / "r1.json").read_text())["ok"]
 
 
 def test_failed_invariant_and_postcondition_publish_nothing(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_report_is_json_whatever_was_measured(tmp_path: Path) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
-    stored = json.loads(run.report_path.read_text(), parse_constant=refuse)
+    stored = json.loads((tmp_path / "sample" / "r1.json").read_text(), parse_constant=refuse)
     assert [result["value"] for result in stored["results"]] == ["nan", "inf"]
 
 
@@ -134,11 +134,39 @@ def test_the_verdict_is_that_of_the_last_whole_or_failed_run(tmp_path: Path) -> 
     whole.ensure({"juice": 1})
     whole.finish({})
     for name in ("r3", "r4"):
-        dry = run(name)
-        dry.require({"apples": 3})
-        dry.finish({})
+        idle = run(name)
+        idle.require({"apples": 3})
+        idle.finish({})
     assert verdict() == ("r2", 2)
     with pytest.raises(ContractViolation):
         run("r5").require({"apples": 0})
     assert verdict() == ("r5", 0)
     assert last_reports(tmp_path, ["sample"])["sample"]["run_id"] == "r5"
+
+
+def test_a_report_says_whether_its_run_came_to_the_end(tmp_path: Path) -> None:
+    run = start(tmp_path)
+    run.require({"apples": 3})
+    assert last_reports(tmp_path, ["sample"])["sample"]["finished"] is False
+    run.finish({})
+    assert last_reports(tmp_path, ["sample"])["sample"]["finished"] is True
+
+
+def test_a_dry_run_leaves_no_report(tmp_path: Path) -> None:
+    run = ContractRun(CONTRACT, run_id="r1", report_path=None)
+    run.require({"apples": 3})
+    assert run.finish({}).summary(run.report_path)["report"] == ""
+    with pytest.raises(ContractViolation) as caught:
+        run.ensure({"juice": 0})
+    assert "None" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_report_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    start(tmp_path).finish({})
+    for name, content in {"r2": b"{", "r3": b"[]", "r4": b"\xff", "r5": b"{}"}.items():
+        (tmp_path / "sample" / f"{name}.json").write_bytes(content)
+    assert last_reports(tmp_path, ["sample"])["sample"]["run_id"] == "r1"
+    report, newer = last_verdict(tmp_path, CONTRACT)
+    assert report is not None and (report["run_id"], newer) == ("r1", 0)
+    assert "r4.json" in caplog.text

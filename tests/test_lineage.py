@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,7 @@ def test_a_document_is_found_by_each_of_its_sources(stores: Stores) -> None:
     row = row.set_column(position, row.schema.field("sources"), sources)
     stores.features.write_documents(row, stores.features.chunks(where="false"))
     assert trace("copies/keys.md", stores=stores)["id"] == KEYS
+    assert trace("./copies//keys.md", stores=stores)["id"] == KEYS
     assert list(find_documents(stores.features, ["./copies//keys.md"])) == [KEYS]
     with pytest.raises(SourceError, match=r"There is: copies/keys\.md, guide/keys\.md"):
         find_documents(stores.features, ["keys.md"])
@@ -163,6 +165,16 @@ def test_dataset_and_model_point_at_each_other(stores: Stores) -> None:
     model = trace("assistant@1", stores=stores)
     assert model["dataset"] == "handbook@v1"
     assert trace("assistant@champion", stores=stores) == model
+    assert trace("champion", stores=stores) == model
+    assert trace("handbook@latest", stores=stores) == dataset
+
+
+def test_datasets_and_models_are_told_without_a_feature_store(
+    stores: Stores, tmp_path: Path
+) -> None:
+    alone = replace(stores, features=FeatureStore.open(str(tmp_path / "none")))
+    assert trace("handbook@v1", stores=alone)["models"] == ["assistant@1"]
+    assert trace("champion", stores=alone)["id"] == "assistant@1"
 
 
 def test_models_that_garbage_collection_removed_are_still_told(

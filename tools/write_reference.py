@@ -49,8 +49,8 @@ def cli_page() -> str:
         "# Commands\n\nWritten by `make docs` from the program itself; a test keeps it current.\n\n"
         "Every command takes `--config FILE` (again and again, later files win); all but `keys` "
         "take `section.key=value` overrides, all but `serve` take `--json`. Exit codes: 0 done, "
-        "1 failed, 2 bad usage or configuration, 3 contract violated. `RAG_FTI_LOG_LEVEL` (DEBUG, "
-        "INFO, WARNING, ERROR) sets what is logged on stderr.\n\n"
+        "1 failed, 2 bad usage or configuration, 3 contract violated, 130 interrupted. "
+        "`RAG_FTI_LOG_LEVEL` (DEBUG, INFO, WARNING, ERROR) sets what is logged on stderr.\n\n"
     )
     command = typer.main.get_command(app)
     return head + "\n".join(command_pages(command, "rag-fti"))
@@ -130,8 +130,10 @@ def configuration_page() -> str:
     parts = [
         "# Configuration\n\nWritten by `make docs` from the program itself; a test keeps it "
         "current.\n\nValues come from the defaults below, then `--config` files in order, then "
-        "`section.key=value` on the command line. Unknown keys are errors. `RAG_FTI_ROOT` sets "
-        "the default of `storage.root`.\n"
+        "`section.key=value` on the command line. Unknown keys are errors. Words and "
+        "numbers are read as the type of their key asks (`off` and `007` are text where text is "
+        "wanted), and one value may stand for a list of one. `RAG_FTI_ROOT` sets the default of "
+        "`storage.root`.\n"
     ]
     for name, field in Settings.model_fields.items():
         models = models_of(field.annotation)

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.commands.options import (
+    COMMITTED,
     At,
     Collections,
     ConfigFiles,
@@ -93,6 +94,7 @@ def ingest(
         work,
         as_json=as_json,
         render=render_ingest,
+        interrupted=COMMITTED,
         failed=lambda summary: strict and bool(summary["failures"]),
     )
 

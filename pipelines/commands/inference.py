@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pipelines.commands.options import (
+    COMMITTED,
     At,
     Collections,
     ConfigFiles,
@@ -106,7 +107,11 @@ def batch(
         ).to_dict()
 
     run_command(
-        work, as_json=as_json, render=render_batch, failed=lambda summary: summary["failed"] > 0
+        work,
+        as_json=as_json,
+        render=render_batch,
+        failed=lambda summary: summary["failed"] > 0,
+        interrupted=COMMITTED,
     )
 
 

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipelines.commands.options import ConfigFiles, Json, Overrides, run_command, settings_from
+from pipelines.commands.options import (
+    ConfigFiles,
+    Json,
+    Overrides,
+    run_command,
+    settings_from,
+    split_overrides,
+)
 from rag_fti.contracts import Contract, last_reports, last_verdict
 from rag_fti.errors import ConfigError, RagFtiError
 
@@ -41,6 +48,11 @@ def open_stores(settings: Settings) -> Stores:
     from rag_fti.roots import datasets_root, open_registry
 
     storage = settings.storage
+    if storage.root.exists() and not storage.root.is_dir():
+        raise ConfigError(
+            f"storage.root is {storage.root}, a file; expected a directory.",
+            next_step="Name a directory in storage.root or RAG_FTI_ROOT.",
+        )
     return Stores(
         features=FeatureStore.open(storage.features_uri, options=storage.options),
         datasets=datasets_root(storage),
@@ -75,15 +87,17 @@ def contracts(
     """Show what each pipeline promises and how its last whole run kept it."""
 
     def work(_: object) -> dict[str, Any]:
+        plain, more = split_overrides([pipeline] if pipeline else [])
         known = contracts_by_pipeline()
-        if pipeline and pipeline not in known:
-            raise ConfigError(
-                f"There is no pipeline {pipeline!r}.",
-                next_step=f"Choose one of: {', '.join(known)}.",
-            )
-        settings = settings_from(config, overrides)
+        for name in plain:
+            if name not in known:
+                raise ConfigError(
+                    f"There is no pipeline {name!r}.",
+                    next_step=f"Choose one of: {', '.join(known)}.",
+                )
+        settings = settings_from(config, [*more, *(overrides or [])])
         shown = []
-        for name in [pipeline] if pipeline else list(known):
+        for name in plain or known:
             report, newer = last_verdict(settings.storage.reports, known[name])
             shown.append({**known[name].declaration(), "last_report": report, "newer_runs": newer})
         return {"contracts": shown}
@@ -94,7 +108,9 @@ def contracts(
 def lineage(
     identifier: Annotated[
         str,
-        typer.Argument(help="Response, chunk or document id, source, dataset@… or model@…."),
+        typer.Argument(
+            help="Response, prediction, chunk or document id, source, dataset@… or model@…."
+        ),
     ],
     overrides: Overrides = None,
     config: ConfigFiles = None,
@@ -187,7 +203,10 @@ def describe_stores(settings: Settings) -> dict[str, Any]:
             for version in stores.registry.versions(name)
         ],
         "runs": {
-            name: {key: report[key] for key in ("run_id", "ok", "finished_at", "seconds")}
+            name: {
+                **{key: report[key] for key in ("run_id", "ok", "finished_at", "seconds")},
+                "finished": report.get("finished", True),  # earlier releases did not say
+            }
             for name, report in reports.items()
         },
     }
@@ -230,12 +249,15 @@ def render_status(summary: Mapping[str, Any]) -> str:
     lines = [f"Feature store  {features['uri']}"]
     if features["exists"]:
         collections = ", ".join(f"{name} ({n})" for name, n in features["collections"].items())
+        own = [f"{k} = {v}" for k, v in features["tags"].items() if k != f"answered-{v}"]
+        answered = len(features["tags"]) - len(own)
         lines += [
             f"  snapshot {features['snapshot']}: {features['documents']} documents, "
             f"{features['chunks']} chunks; collections: {collections}",
             f"  embedder {features['embedder']['model']} "
             f"({features['embedder']['dimension']} dimensions)",
-            f"  tags: {', '.join(f'{k} = {v}' for k, v in features['tags'].items()) or 'none'}",
+            f"  tags: {', '.join(own) or 'none'}"
+            + (f"; states kept for answers: {answered}" if answered else ""),
             f"  logged answers: {features['logged_answers']}",
         ]
     else:
@@ -251,7 +273,8 @@ def render_status(summary: Mapping[str, Any]) -> str:
         lines.append(f"  {entry['model']}  from {entry['dataset']}{aliases}")
     lines.append("Last runs" if summary["runs"] else "Last runs      none")
     for name, run in summary["runs"].items():
-        kept = "contract kept" if run["ok"] else "CONTRACT BROKEN"
+        kept = "contract kept" if run["finished"] else "stopped before its end, or still running"
+        kept = kept if run["ok"] else "CONTRACT BROKEN"
         lines.append(f"  {name:<20} {run['finished_at']}  {run['seconds']:.1f} s  {kept}")
     return "\n".join(lines)
 
@@ -266,8 +289,8 @@ def render_contracts(summary: Mapping[str, Any]) -> str:
         lines += [f"{contract['pipeline']}: {contract['purpose']} ({when})"]
         if contract["newer_runs"]:
             lines += [
-                f"  {contract['newer_runs']} newer run(s) ended before the postconditions: dry "
-                "runs, nothing to do, or stopped"
+                f"  {contract['newer_runs']} newer run(s) ended before the postconditions: "
+                "nothing to do, or stopped"
             ]
         lines += [f"  in   {name}: {_shape(value)}" for name, value in contract["inputs"].items()]
         lines += [f"  out  {name}: {_shape(value)}" for name, value in contract["outputs"].items()]

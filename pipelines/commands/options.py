@@ -45,6 +45,8 @@ QuestionFiles = Annotated[
 ]
 NewDirectory = Annotated[Path, typer.Argument(help="Directory that does not exist yet.")]
 
+COMMITTED = "What was committed is kept; run the command again to go on."
+_STDOUT = "stdout"
 _OVERRIDE = re.compile(r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)+=")
 
 
@@ -77,7 +79,7 @@ def run_command(
     as_json: bool,
     render: Callable[[Mapping[str, Any]], str],
     failed: Callable[[Mapping[str, Any]], bool] = lambda _: False,
-    interrupted: str = "What was committed is kept; run the command again to go on.",
+    interrupted: str = "Run the command again.",
 ) -> None:
     """Run a command's work, print its result and leave with the right exit code.
 
@@ -98,14 +100,18 @@ def run_command(
         else:
             with terminal_progress() as progress:
                 summary = work(progress)
+        _print_summary(summary, as_json=as_json, render=render)
     except RagFtiError as error:
         _print_error(error, as_json=as_json)
         raise typer.Exit(error.exit_code) from error
     except KeyboardInterrupt:
-        stderr.print(f"Interrupted. {interrupted}")
+        if as_json:
+            shown = {"type": "Interrupted", "message": "Interrupted.", "next_step": interrupted}
+            _write_out(json.dumps({"error": shown}))
+        else:
+            stderr.print(f"Interrupted. {interrupted}")
         raise typer.Exit(130) from None
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
     except OSError as error:
         # A full disk, a folder that may not be written: no fault of the program's.
@@ -114,7 +120,8 @@ def run_command(
             f"The system refused access to{place}: {error.strerror or error}.",
             next_step="Check that the place exists, may be written and has room.",
         )
-        _print_error(refused, as_json=as_json, cause=error)
+        on_stdout = as_json and error.filename != _STDOUT
+        _print_error(refused, as_json=on_stdout, cause=error)
         raise typer.Exit(refused.exit_code) from error
     except Exception as error:
         if as_json:  # the trace goes to stderr; scripts still get their one object
@@ -124,9 +131,25 @@ def run_command(
             )
             _print_error(fault, as_json=True, cause=error)
         raise
-    _print_summary(summary, as_json=as_json, render=render)
     if failed(summary):
         raise typer.Exit(1)
+
+
+def _write_out(text: str) -> None:
+    """Write a line to stdout, if there is one.
+
+    Raises:
+        OSError: If it cannot be written; what was left of it is dropped, so that Python does not
+            try again when it ends.
+    """
+    if sys.stdout is None:  # closed by who started the program
+        return
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(error.errno, error.strerror, _STDOUT) from error
 
 
 def _print_summary(
@@ -137,18 +160,13 @@ def _print_summary(
 ) -> None:
     if os.environ.get("RANK", "0") != "0":
         return  # of several processes that a launcher started, the first speaks
-    if as_json:
-        sys.stdout.write(json.dumps(summary, ensure_ascii=False) + "\n")
-    else:
-        sys.stdout.write(render(summary).rstrip() + "\n")
-    sys.stdout.flush()
+    _write_out(json.dumps(summary, ensure_ascii=False) if as_json else render(summary).rstrip())
 
 
 def _print_error(error: RagFtiError, *, as_json: bool, cause: BaseException | None = None) -> None:
     logger.debug("the command failed", exc_info=cause or error)
     if as_json:
-        sys.stdout.write(json.dumps({"error": error.to_dict()}, ensure_ascii=False) + "\n")
-        sys.stdout.flush()
+        _write_out(json.dumps({"error": error.to_dict()}, ensure_ascii=False))
         return
     label = "Configuration error" if isinstance(error, ConfigError) else "Error"
     stderr.print(f"{label}: {error.message}", markup=False, soft_wrap=True)

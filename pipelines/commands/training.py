@@ -451,7 +451,10 @@ def _render_evaluation(summary: Mapping[str, Any]) -> str:
         )
     for gate in summary["gates"]:
         lines.append(f"  {'ok ' if gate['ok'] else 'NO '} {gate['name']}: {gate['threshold']}")
-    return "\n".join([*lines, summary["verdict"], f"Report: {summary['report']}"])
+    lines.append(summary["verdict"])
+    if summary["report"]:
+        lines.append(f"Report: {summary['report']}")
+    return "\n".join(lines)
 
 
 def _render_models(summary: Mapping[str, Any]) -> str:

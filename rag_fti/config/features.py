@@ -56,8 +56,11 @@ class IngestConfig(Section):
     """A commit is made once this many chunks are waiting; bounds memory."""
     engine: Literal["local", "ray"] = "local"
     """Where the batch functions run."""
-    keep_versions_days: Annotated[float, Field(ge=0)] = 7.0
+    keep_versions_days: Annotated[float, Field(ge=0, le=36_500, allow_inf_nan=False)] = 7.0
     """Days that old store versions stay readable; tagged ones stay for ever."""
+    keep_answered_days: Annotated[float, Field(ge=0, le=36_500, allow_inf_nan=False)] = 30.0
+    """Days after an answer for which the version that it was made on stays readable, so that it can
+    be replayed; 0 keeps none for that."""
     fail_on_quarantine: bool = True
     """Exit 1 when a file could not be read (the others are ingested all the same)."""
 

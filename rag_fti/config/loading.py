@@ -28,7 +28,8 @@ def load_settings(
 
     Args:
         files: YAML files, later ones win: for example a profile, then your own.
-        overrides: ``section.key=value`` strings; the value is read as YAML.
+        overrides: ``section.key=value`` strings; the value is read as YAML, its words and numbers
+            as the type of the key asks.
         environment: Environment variables; None reads the process's own.
         values: Dotted keys to values set by command options; they win over everything.
 
@@ -43,13 +44,13 @@ def load_settings(
         _merge(tree, read_yaml(file))
     for item in overrides:
         key, separator, text = item.partition("=")
-        if not separator or not key.strip():
+        if not separator or not all(key.strip().split(".")):
             raise ConfigError(
                 f"Cannot read the override {item!r}.",
                 next_step="Write key=value, for example retrieval.k=8.",
             )
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, Loader=_Texts)
         except yaml.YAMLError as error:
             raise ConfigError(f"The value of {item!r} is not valid YAML: {error}.") from error
         _assign(tree, key.strip(), value)
@@ -79,7 +80,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
             next_step="Give an existing YAML file to --config.",
         ) from error
     try:
-        content = yaml.load(text, Loader=_UniqueKeys)
+        content = yaml.load(text, Loader=_Texts)
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} is not valid YAML: {error}.") from error
     if content is None:
@@ -89,11 +90,24 @@ def read_yaml(file: Path) -> dict[str, Any]:
             f"{file} holds a {type(content).__name__}, expected a mapping of sections.",
             next_step="Start from one of the files in configs/.",
         )
-    return content
+    return {key: {} if value is None else value for key, value in content.items()}
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """A safe loader for which a key that stands twice is an error: YAML would drop the first."""
+class _Texts(yaml.SafeLoader):
+    """A safe loader that leaves words and numbers as they are written, for the settings to read.
+
+    By itself it would make ``off`` and ``no`` false, ``007`` seven and ``1:30`` ninety. A key that
+    stands twice is an error (YAML would drop the first), and so is a value that holds itself.
+    """
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as its base class has it
+        first: [(tag, form) for tag, form in known if tag.endswith((":null", ":merge"))]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.deep_construct = True  # else a value that holds itself would be built
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -110,7 +124,7 @@ def _merge(tree: dict[str, Any], other: Mapping[str, Any]) -> None:
         current = tree.get(key)
         if isinstance(current, dict) and isinstance(value, Mapping):
             _merge(current, value)
-        else:
+        elif not (isinstance(current, dict) and value is None):
             tree[key] = value
 
 
@@ -120,7 +134,10 @@ def _assign(tree: dict[str, Any], dotted: str, value: Any) -> None:
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"{dotted!r} goes through {parent!r}, which is a value.")
+            raise ConfigError(
+                f"{dotted!r} goes through {parent!r}, which is a value.",
+                next_step="All keys are listed in docs/configuration.md.",
+            )
         node = child
     node[last] = value
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 from rag_fti.errors import SnapshotNotFound, StoreError
 from rag_fti.feature_store.tables import Tables, mapped_errors
 
 _ID = re.compile(r"^d(\d{1,18})c(\d{1,18})\Z")
+_ANSWERED = re.compile(r"^answered-(d\d{1,18}c\d{1,18})\Z")
 _TABLES = ("documents", "chunks")
 
 
@@ -46,7 +47,7 @@ def resolve(tables: Tables, at: str) -> str:
         return current(tables)
     snapshot = at if _ID.match(at) else tags(tables).get(at)
     if snapshot is None:
-        known = ", ".join(sorted(tags(tables))) or "none"
+        known = ", ".join(t for t in tags(tables) if not _ANSWERED.match(t)) or "none"
         raise SnapshotNotFound(
             f"No snapshot or tag {at!r} in {tables.uri}; tags: {known}.",
             next_step="Give a snapshot id such as d12c15, a tag, or nothing for the newest.",
@@ -106,6 +107,28 @@ def untag(tables: Tables, name: str) -> None:
     with mapped_errors(f"remove the tag {name}"):
         for table_name in _TABLES:
             tables.get(table_name).tags.delete(name)
+
+
+def pin_answered(tables: Tables, wanted: Collection[str]) -> None:
+    """Pin the states that answers were made on, as ``answered-<snapshot>``, and let others go.
+
+    Args:
+        tables: The tables.
+        wanted: Snapshot ids; those that are gone already are left out.
+    """
+    if tables.find("documents") is None or tables.find("chunks") is None:
+        return
+    wanted = {snapshot for snapshot in wanted if _ID.match(snapshot)}
+    with mapped_errors("pin the states of answers"):
+        for position, name in enumerate(_TABLES):
+            table = tables.get(name)
+            held = {found[1]: tag for tag in table.tags.list() if (found := _ANSWERED.match(tag))}
+            present = {entry["version"] for entry in table.list_versions()}
+            for snapshot in held.keys() - wanted:
+                table.tags.delete(held[snapshot])
+            for snapshot in wanted - held.keys():
+                if (version := versions(snapshot)[position]) in present:
+                    table.tags.create(f"answered-{snapshot}", version)
 
 
 def tags(tables: Tables) -> dict[str, str]:

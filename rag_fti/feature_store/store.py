@@ -7,11 +7,13 @@ import logging
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rag_fti import ids, schemas
 from rag_fti.errors import IncompatibleArtifact, StoreError
@@ -31,6 +33,7 @@ _LOG_SCHEMAS = {
     "feedback": schemas.feedback_schema,
     "predictions": schemas.predictions_schema,
 }
+_ANSWERS: tuple[LogTable, ...] = ("inference_log", "predictions")
 _TEXTS_AT_ONCE = 64
 _CHUNKS_AT_ONCE = 4096
 _LOG_COMMITS = 256
@@ -414,12 +417,7 @@ class FeatureStore:
         schema = schema.with_metadata({**_text_metadata(schema), **recorded})
         chunks = self._tables.create("chunks", schema)
         documents = self._tables.create("documents", schemas.documents_schema())
-        with mapped_errors("add columns"):
-            missing = [
-                f for f in schemas.documents_schema() if f.name not in documents.schema.names
-            ]
-            if missing:  # an earlier release made the table
-                documents.add_columns(missing)
+        _add_columns(documents, schemas.documents_schema())
         self.require_recipe(embedder=embedder)
         with self._tables.locked(), mapped_errors("create indexes"):
             indexes.create_scalar(documents, chunks)
@@ -513,22 +511,29 @@ class FeatureStore:
                     chunk_table.delete(where)
         return removed
 
-    def optimize(self, *, keep_days: float | None = 7.0) -> None:
+    def optimize(self, *, keep_days: float | None = 7.0, keep_answered_days: float = 30.0) -> None:
         """Compact small files, bring new rows into the indexes, drop old unpinned versions.
 
         Args:
             keep_days: Age in days up to which versions stay; tagged ones stay anyway. None
                 keeps all.
+            keep_answered_days: Age in days of a logged answer or prediction up to which the
+                state that it was made on stays.
         """
+        if keep_days is not None:
+            snapshots.pin_answered(self._tables, self._answered(keep_answered_days))
         for name in self._tables.names():
             maintenance.optimize(self._tables, name, keep_days=keep_days)
 
     def purge(self) -> list[str]:
         """Make the bytes of deleted rows go from the files, now.
 
+        States that are kept for the answers made on them go too.
+
         Returns:
             Tags that pin an older state and may therefore still hold deleted bytes.
         """
+        snapshots.pin_answered(self._tables, ())
         for name in ("chunks", "documents"):
             if name in self._tables.names():
                 maintenance.purge(self._tables, name)
@@ -576,6 +581,7 @@ class FeatureStore:
         if not rows:
             return
         handle = self._tables.create(table, schema)
+        _add_columns(handle, schema)
         with mapped_errors(f"write to {table}"):
             handle.add(pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
             commits = handle.version
@@ -594,11 +600,16 @@ class FeatureStore:
         columns: Sequence[str] | None = None,
         limit: int | None = None,
     ) -> pa.Table:
-        """Rows of a log table; none, with its schema, while it does not exist yet."""
+        """Rows of a log table; none, with its schema, while it does not exist yet.
+
+        Columns that a table of an earlier release lacks are left out.
+        """
         handle = self._tables.find(table)
         if handle is None:
             empty = _LOG_SCHEMAS[table]().empty_table()
             return empty if columns is None else empty.select(list(columns))
+        if columns is not None:
+            columns = [name for name in columns if name in handle.schema.names]
         return self._scan(handle, where, columns, limit)
 
     def count_rows(self, table: LogTable) -> int:
@@ -610,6 +621,16 @@ class FeatureStore:
             return int(handle.count_rows())
 
     # -- inside ----------------------------------------------------------------------------
+
+    def _answered(self, days: float) -> set[str]:
+        """The states that the logged answers and predictions of the last days were made on."""
+        since = pa.scalar(datetime.now(UTC) - timedelta(days=days))
+        found: set[str] = set()
+        for table in _ANSWERS:
+            rows = self.rows(table, columns=["created_at", "snapshot"])
+            recent = rows.filter(pc.greater_equal(rows["created_at"], since))
+            found.update(recent["snapshot"].unique().to_pylist())
+        return found
 
     def _at(self, name: str, at: str) -> Any:
         if not at:
@@ -654,6 +675,13 @@ def _restricted(
     if columns is not None:
         query = query.select(list(columns))
     return query if limit is None else query.limit(limit)
+
+
+def _add_columns(table: Any, schema: pa.Schema) -> None:
+    """Add the columns that a table of an earlier release lacks."""
+    if missing := [f for f in schema if f.name not in table.schema.names]:
+        with mapped_errors(f"add columns to {table.name}"):
+            table.add_columns(missing)
 
 
 def _text_metadata(schema: pa.Schema) -> dict[str, str]:

@@ -186,7 +186,8 @@ class Tables:
         except _FOREIGN_ERRORS as error:
             raise SnapshotNotFound(
                 f"Version {version} of {name} is not in {self.uri}: {error}",
-                next_step="Tags and the newest snapshot are listed by rag-fti status.",
+                next_step="Tags and the newest snapshot are listed by rag-fti status; how long "
+                "other states stay, ingest.keep_versions_days and ingest.keep_answered_days say.",
             ) from error
         with self._lock:
             while len(self._checked_out) >= _MAX_CHECKED_OUT:

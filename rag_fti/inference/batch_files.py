@@ -162,5 +162,6 @@ def write_output(output: Path, predictions: Sequence[Mapping[str, Any]]) -> None
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=table.column_names)
     writer.writeheader()
-    writer.writerows(predictions)
+    lists = ("chunk_ids", "document_ids")
+    writer.writerows({**r, **{n: json.dumps(r[n]) for n in lists if n in r}} for r in predictions)
     write_bytes_atomic(output, text.getvalue().encode("utf-8"))

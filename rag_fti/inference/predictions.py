@@ -92,6 +92,8 @@ def prediction(item: Asked, answer: Answer, *, run_id: str) -> dict[str, Any]:
         "model": answer.model,
         "snapshot": answer.snapshot,
         "error": "",
+        "chunk_ids": [hit.chunk_id for hit in answer.hits],
+        "document_ids": [hit.document_id for hit in answer.hits],
     }
 
 
@@ -105,6 +107,8 @@ def failure(item: Asked, error: str, *, model: str, snapshot: str, run_id: str) 
         "model": model,
         "snapshot": snapshot,
         "error": error,
+        "chunk_ids": [],
+        "document_ids": [],
     }
 
 

@@ -47,13 +47,59 @@ def test_generator_is_local_unless_it_says_otherwise() -> None:
         ("generator={type: magic}", "magic"),
         ("retrieval", "Write key=value"),
         ("retrieval.k=[", "not valid YAML"),
-        ("storage.root.x.y=1", "storage.root"),
+        ("storage.root.x.y=1", "docs/configuration.md"),
+        (".k=3", "Write key=value"),
+        ("ingest.keep_versions_days=inf", "finite"),
+        ("ingest.keep_versions_days=1e12", "36500"),
+        ("ingest.keep_versions_days=nan", "finite"),
+        ("retrieval.k=true", "valid integer"),
+        ("training.epochs=1:30", "valid number"),
+        ("retrieval=&x {k: *x}", "not valid YAML"),
     ],
 )
 def test_a_wrong_override_says_what_is_wrong(override: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_settings((), [override], environment={})
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("inference.condense=off", "off"),
+        ("inference.follow=", ""),
+        ("ingest.collection=007", "007"),
+        ("dataset.collection=no", "no"),
+        ("dataset.name=2024-01-01", "2024-01-01"),
+        ("training.revision=1234567", "1234567"),
+        ("training.revision=", None),
+        ("storage.options.allow_http=true", "true"),
+        ("inference.log=false", False),
+        ("training.learning_rate=1e-4", 1e-4),
+        ("training.packing=auto", "auto"),
+        ("training.packing=true", True),
+        ("dataset.pairs=a.jsonl", (Path("a.jsonl"),)),
+        ("dataset.pairs=[a.jsonl, 2.jsonl]", (Path("a.jsonl"), Path("2.jsonl"))),
+    ],
+)
+def test_a_value_is_read_as_its_key_asks(tmp_path: Path, override: str, expected: Any) -> None:
+    dotted, _, value = override.partition("=")
+    path = dotted.split(".")
+    file = tmp_path / "same.yaml"
+    file.write_text(": {".join(path) + f": {value}" + "}" * (len(path) - 1))
+    for files, overrides in (([], [override]), ([file], [])):
+        found: Any = load_settings(files, overrides, environment={})
+        for step in path:
+            found = found[step] if isinstance(found, dict) else getattr(found, step)
+        assert found == expected
+
+
+def test_a_section_without_keys_changes_nothing(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("dataset:\n  # name: x\ntraining: {epochs: 3}\n")
+    second.write_text("training:\n  # all as it is\n")
+    settings = load_settings([first, second], ["dataset.name=x"], environment={})
+    assert (settings.training.epochs, settings.dataset.name) == (3, "x")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import lancedb
@@ -14,6 +14,7 @@ import pytest
 from rag_fti import schemas
 from rag_fti.errors import IncompatibleArtifact, SchemaMismatch, SnapshotNotFound, StoreError
 from rag_fti.feature_store import FeatureStore, sql_string
+from rag_fti.schemas import predictions_schema
 from tests.feature_store.conftest import DIMENSION, FINGERPRINT, Put, rows_of, vector_of
 
 
@@ -138,6 +139,36 @@ def test_clean_up_keeps_tagged_states_and_drops_the_rest(store: FeatureStore, pu
     assert [h.text for h in store.search_text("words", k=5)] == ["third words"]
     with pytest.raises(SnapshotNotFound):
         FeatureStore.open(store.uri).resolve(first)
+
+
+def test_clean_up_keeps_the_states_of_recent_answers(store: FeatureStore, put: Put) -> None:
+    def answer_now(days_ago: float) -> str:
+        row = {f.name: "" for f in predictions_schema() if f.type == pa.string()}
+        now = datetime.now(UTC) - timedelta(days=days_ago)
+        made = {"abstained": False, "created_at": now, "snapshot": store.snapshot()}
+        store.append("predictions", [{**row, **made}])
+        return store.snapshot()
+
+    put("a.md", ["first words"])
+    stale = answer_now(days_ago=31)
+    put("a.md", ["second words"])
+    recent = answer_now(days_ago=29)
+    doomed = put("a.md", ["third xylophone"])
+    store.optimize(keep_days=0)
+    opened = FeatureStore.open(store.uri)
+    assert opened.tags() == {f"answered-{recent}": recent}
+    assert [h.text for h in opened.search_text("words", k=5, at=recent)] == ["second words"]
+    with pytest.raises(SnapshotNotFound, match="keep_answered_days"):
+        opened.resolve(stale)
+    store.optimize(keep_days=0, keep_answered_days=28)
+    assert store.tags() == {}
+    answer_now(days_ago=0)
+    put("b.md", ["more words"])
+    store.optimize(keep_days=0)
+    assert len(store.tags()) == 1
+    store.delete_documents([doomed])
+    assert store.purge() == []
+    assert files_with(Path(store.uri), b"xylophon") == []
 
 
 def files_with(root: Path, needle: bytes) -> list[Path]:

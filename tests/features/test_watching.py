@@ -62,6 +62,7 @@ def test_changes_reach_search_and_the_store_equals_a_batch_run(tmp_path: Path) -
     assert not thread.is_alive()
     assert results[0].contract["ok"]
     assert results[0].failures == []
+    assert results[0].documents["added"] >= 7  # four of them by the first run
     other = load_settings(values={"storage.root": str(tmp_path / "batch"), **sizes})
     ingest.run(other, ["docs"], embedder=HashEmbedder())
     assert contents(store) == contents(FeatureStore.open(other.storage.features_uri))

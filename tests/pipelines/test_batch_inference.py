@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import lancedb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,8 @@ from rag_fti.config import Settings, load_settings
 from rag_fti.errors import ConfigError, ContractViolation, EngineDown, SourceError, StoreError
 from rag_fti.feature_store import FeatureStore
 from rag_fti.inference import build_engine
+from rag_fti.lineage import Stores, tainted_by, trace
+from rag_fti.registry import Registry
 from tests.inference.corpus import CORPUS, FirstSentence, HashEmbedder, fill
 
 QUESTIONS = [
@@ -90,6 +93,39 @@ def test_one_prediction_per_question_in_file_and_table(
     assert not list(tmp_path.glob(".*work*"))
     promised = {"run_id", "seconds", "contract", "model", "snapshot", "output"}
     assert promised <= set(summary.to_dict())
+
+
+def test_predictions_are_traced_and_tainted(
+    answer: Answerer, store: FeatureStore, tmp_path: Path
+) -> None:
+    stores = Stores(store, tmp_path / "datasets", Registry.open(str(tmp_path / "registry")))
+    answer()
+    row = lines_of(tmp_path / "out.jsonl")[0]
+    found = trace(row["prediction_id"], stores=stores)
+    assert (found["kind"], found["question"]) == ("prediction", QUESTIONS[0])
+    assert [chunk["chunk_id"] for chunk in found["chunks"]] == row["chunk_ids"]
+    assert len(row["chunk_ids"]) > len(row["citations"]) == 1
+    assert [c["now"]["source"] for c in found["chunks"] if c["cited"]] == ["guide/keys.md"]
+    uncited = next(c["document_id"] for c in found["chunks"] if not c["cited"])
+    assert row["prediction_id"] in tainted_by([uncited], stores=stores).answers
+
+
+def test_predictions_of_an_earlier_release_are_read_and_added_to(
+    answer: Answerer, store: FeatureStore, tmp_path: Path
+) -> None:
+    answer()
+    row = lines_of(tmp_path / "out.jsonl")[0]
+    (cited,) = row["citations"]
+    lancedb.connect(store.uri).open_table("predictions").drop_columns(["chunk_ids", "document_ids"])
+    opened = FeatureStore.open(store.uri)
+    stores = Stores(opened, tmp_path / "datasets", Registry.open(str(tmp_path / "registry")))
+    for rows in (5, 10):
+        assert opened.rows("predictions").num_rows == rows
+        assert row["prediction_id"] in tainted_by([cited["document_id"]], stores=stores).answers
+        (chunk,) = trace(row["prediction_id"], stores=stores)["chunks"]
+        assert (chunk["chunk_id"], chunk["cited"]) == (cited["chunk_id"], True)
+        if rows == 5:
+            answer()
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped_on_the_same_snapshot(
@@ -234,7 +270,9 @@ def test_inputs_and_outputs_of_every_kind(answer: Answerer, tmp_path: Path, suff
     assert answer(source=source, output=output).questions == 5
     if output.endswith("csv"):
         with (tmp_path / output).open(encoding="utf-8") as stream:
-            assert len(list(csv.DictReader(stream))) == 5
+            rows = list(csv.DictReader(stream))
+        assert [row["question"] for row in rows] == QUESTIONS
+        assert json.loads(rows[0]["chunk_ids"])
     else:
         assert pq.read_table(tmp_path / output)["question"].to_pylist() == QUESTIONS
 
@@ -277,8 +315,11 @@ def test_bad_inputs_are_refused_before_anything_is_computed(
         answer(output="no/such/out.jsonl")
 
 
-def test_a_dry_run_writes_nothing(answer: Answerer, tmp_path: Path, store: FeatureStore) -> None:
+def test_a_dry_run_writes_nothing(
+    answer: Answerer, tmp_path: Path, store: FeatureStore, settings: Settings
+) -> None:
     summary = answer(dry_run=True)
     assert summary.to_dict()["dry_run"] is True
     assert not (tmp_path / "out.jsonl").exists()
+    assert not settings.storage.reports.exists()
     assert store.rows("predictions").num_rows == 0

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
+from pipelines import ingest
 from pipelines.cli import app
 from pipelines.commands.options import run_command, split_overrides
+from rag_fti.contracts import ContractRun
 
 
 @pytest.fixture
@@ -51,6 +56,7 @@ CASES = [
     (["replay", "unknown"], 1, "rag-fti ingest"),
     (["bake"], 2, "bake"),
     (["status", "--colour"], 2, "--colour"),
+    (["status", f"storage.root={__file__}"], 2, "expected a directory"),
 ]
 
 
@@ -100,6 +106,41 @@ def test_a_place_that_cannot_be_written_is_one_clear_message(
     assert str(tmp_path / "file") in json.loads(result.stdout)["error"]["message"]
 
 
+def test_an_interruption_as_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(_: object) -> dict[str, object]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(typer.Exit) as caught:
+        run_command(stop, as_json=True, render=str)
+    assert caught.value.exit_code == 130
+    assert json.loads(capsys.readouterr().out)["error"]["type"] == "Interrupted"
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "told"),
+    [
+        ("status --json > /dev/full", 1, "refused access"),
+        ("status >&-", 0, ""),
+        ("PYTHONIOENCODING=latin-1 contracts ingest", 0, ""),
+        ("PYTHONIOENCODING=latin-1 lineage 日本.md --json", 1, ""),
+    ],
+)
+def test_a_stdout_that_cannot_take_everything_is_no_fault(
+    tmp_path: Path, repository: Path, shell: str, code: int, told: str
+) -> None:
+    command = re.sub(r"^(\w+=\S+ )?", rf"\1{sys.executable} -m pipelines.cli ", shell)
+    done = subprocess.run(
+        ["sh", "-c", command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        capture_output=True,
+        check=False,
+    )
+    errors = done.stderr.decode(errors="replace")
+    assert done.returncode == code, errors
+    assert told in errors and "Traceback" not in errors
+
+
 def test_a_log_level_that_is_none_is_one_clear_message(
     invoke: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +181,18 @@ def test_status_and_contracts_work_on_an_empty_folder(invoke: object) -> None:
     assert declared >= {"ingest", "instruction_dataset", "training", "model_validation"}
     readable: Result = invoke("contracts", "training")  # type: ignore[operator]
     assert "precondition" in readable.output
+    assert invoke("contracts", "storage.root=elsewhere").exit_code == 0  # type: ignore[operator]
+
+
+def test_status_tells_a_run_that_stopped_from_one_that_ended(
+    invoke: object, tmp_path: Path
+) -> None:
+    report = tmp_path / "data" / "reports" / "ingest" / "r1.json"
+    started = ContractRun(ingest.CONTRACT, run_id="r1", report_path=report)
+    started.require({"paths_given": True, "embedder_mismatch": ""})
+    assert "stopped before its end" in invoke("status").output  # type: ignore[operator]
+    started.finish({"seconds_over_allowance": 0.0})
+    assert "contract kept" in invoke("status").output  # type: ignore[operator]
 
 
 def test_help_names_every_command(invoke: object) -> None:

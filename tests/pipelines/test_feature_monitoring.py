@@ -62,6 +62,7 @@ def test_without_a_tag_the_oldest_state_is_the_reference(
     summary = feature_monitoring.run(settings, dry_run=True)
     assert summary.metrics["reference_chunks"] > 0
     assert summary.files == {}
+    assert not (settings.storage.reports / "feature_monitoring").exists()
 
 
 def test_the_reference_may_be_a_version_and_must_exist(

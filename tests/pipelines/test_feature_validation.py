@@ -68,6 +68,7 @@ def test_duplicates_are_limited_and_named(tmp_path: Path, filled: FeatureStore) 
     assert summary.facts["near_duplicates"] == [["docs/doc-0.md", "docs/nearly.md"]]
     assert not summary.validated
     assert filled.tags() == {}
+    assert not (settings_for(tmp_path).storage.reports / "feature_validation").exists()
     with pytest.raises(ContractViolation, match="duplicates"):
         feature_validation.run(
             settings_for(tmp_path, **{"feature_validation.max_duplicate_rate": 0.0}),

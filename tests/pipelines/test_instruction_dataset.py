@@ -227,6 +227,7 @@ def test_a_dry_run_writes_nothing(settings: Settings, tmp_path: Path) -> None:
     summary = instruction_dataset.run(other, embedder=HashEmbedder(), dry_run=True)
     assert summary.dataset == "" and summary.splits["train"] > 0
     assert not (tmp_path / "d").exists()
+    assert summary.contract["report"] == ""
 
 
 def test_a_dry_run_asks_no_teacher(settings: Settings) -> None:

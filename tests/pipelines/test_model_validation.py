@@ -79,12 +79,15 @@ def test_validation_promotes_or_says_why_not(settings: Settings) -> None:
 def test_a_dry_run_moves_nothing(settings: Settings) -> None:
     registry = Registry.open(settings.storage.registry_uri)
     before = registry.history("assistant")
+    written = set(settings.storage.root.rglob("*"))
     summary = model_validation.run(
         with_section(settings, "evaluation", gates=LENIENT), "2", embedder=HashEmbedder(),
         dry_run=True,
     )  # fmt: skip
     assert not summary.promoted and "dry run" in summary.verdict
     assert registry.history("assistant") == before
+    assert summary.report == ""
+    assert set(settings.storage.root.rglob("*")) == written
 
 
 def test_questions_that_were_trained_on_are_refused(settings: Settings, tmp_path: Path) -> None:
@@ -101,9 +104,10 @@ def test_without_its_dataset_nobody_knows_what_a_version_has_seen(settings: Sett
     manifest = {**first.manifest, "dataset": "gone@000000000000"}
     version = registry.publish("assistant", first.path, manifest)
     summary = model_validation.run(
-        with_section(settings, "evaluation", gates=LENIENT), version.ref, embedder=HashEmbedder(),
-        dry_run=True,
-    )  # fmt: skip
+        with_section(settings, "evaluation", gates=LENIENT, promote=False),
+        version.ref,
+        embedder=HashEmbedder(),
+    )
     checks = json.loads(Path(summary.contract["report"]).read_text())["results"]
     (unseen,) = [check for check in checks if check["name"] == "questions unseen"]
     assert (unseen["ok"], unseen["value"]) == (True, "unknown")

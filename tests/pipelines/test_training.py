@@ -84,6 +84,7 @@ def test_nothing_is_written_by_a_dry_run(tmp_path: Path, llama: Path) -> None:
     summary = training.run(settings_for(tmp_path, llama), dry_run=True)
     assert summary.version is None and summary.metrics["train_rows"] == 32
     assert not (tmp_path / "registry").exists()
+    assert not (tmp_path / "reports").exists()
 
 
 def test_a_dataset_for_other_prompts_is_refused(tmp_path: Path, llama: Path) -> None:

@@ -82,7 +82,7 @@ class LocalGenerator:
         self._abstain_id = single_token(tokenizer, prompts.ABSTENTION)
         self._abstain_bias = abstain_bias
         self._control = control_pattern(tokenizer)
-        self._context_window = _context_window(model, tokenizer)
+        self._context_window = context_window(model, tokenizer)
         self._continuous = (
             ContinuousBatch(
                 model,
@@ -438,7 +438,8 @@ def _never_first(tokenizer: Any) -> tuple[int, ...]:
     )
 
 
-def _context_window(model: Any, tokenizer: Any) -> int:
+def context_window(model: Any, tokenizer: Any) -> int:
+    """Most tokens of prompt and answer together."""
     sizes = [getattr(model.config, "max_position_embeddings", None)]
     # Tokenizers without a limit say 1e30.
     with contextlib.suppress(TypeError, OverflowError):

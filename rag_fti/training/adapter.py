@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from importlib.util import find_spec
 from typing import Any
 
@@ -62,7 +63,10 @@ def add_adapter(
             model, use_gradient_checkpointing=gradient_checkpointing
         )
     try:
-        adapted = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # peft sees for itself that GPT-2's weights lie the other way round.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(
             f"training.lora does not fit the base model: {error}",

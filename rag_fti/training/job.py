@@ -18,10 +18,11 @@ from rag_fti.errors import ConfigError, TrainingError
 from rag_fti.files import write_json_atomic
 from rag_fti.models.causal import EMBEDDED, load_causal_lm, load_tokenizer
 from rag_fti.models.hardware import pick_device, pick_dtype
+from rag_fti.models.local import context_window
 from rag_fti.progress import Progress
 from rag_fti.training.adapter import add_adapter, parameter_counts, quantization
 from rag_fti.training.batches import Row
-from rag_fti.training.examples import EncodedRows, encode_rows, end_token
+from rag_fti.training.examples import EncodedRows, encode_rows, end_token, rows_with_room
 from rag_fti.training.fitting import (
     FitOptions,
     FitResult,
@@ -175,18 +176,29 @@ def run_job(
     set_seed(options.seed)
     tokenizer = load_tokenizer(base)
     end = end_token(tokenizer)
+    model = _load_model(base, options, device, dtype)
+    window = context_window(model, tokenizer)
+    advice = "Raise training.max_tokens"
+    if window < options.max_tokens:
+        advice = "Train a base model with a longer window"
+        progress.note(
+            f"the base model takes {window} tokens: longer examples are left out, whatever "
+            f"training.max_tokens={options.max_tokens} says"
+        )
+        options = replace(options, max_tokens=window)
     encode = _encoder(tokenizer, end, options.max_tokens)
     data, held = encode(train), encode(validation)
     if not data.examples:
         raise TrainingError(
-            f"None of {len(train)} training rows is at most {options.max_tokens} tokens long.",
-            next_step="Raise training.max_tokens, or build the dataset with fewer passages.",
+            f"None of {len(train)} training rows is at most {options.max_tokens} tokens long; "
+            f"the base model takes {window}.",
+            next_step=f"{advice}, or build the dataset with fewer passages.",
         )
-    model = _load_model(base, options, device, dtype)
     autocast = torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
     with autocast:
         capabilities = probe(model, data.examples, pad_token_id=tokenizer.pad_token_id)
     chosen = sample_rows(validation or train, count=options.samples) if options.samples else []
+    chosen = rows_with_room(chosen, tokenizer, window=window)
     before = _say(model, tokenizer, chosen, end, adapted=False)
     pairs: list[Row] = []
     if options.objective == "dpo":

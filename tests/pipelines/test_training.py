@@ -79,6 +79,16 @@ def test_a_fine_tune_becomes_a_registry_version(tmp_path: Path, llama: Path) -> 
     assert len(registry.versions("assistant")) == 1
 
 
+def test_rows_beyond_the_models_window_are_not_calibrated_with(tmp_path: Path) -> None:
+    base = build_llama(tmp_path / "base", window=128)
+    dataset = build_dataset(tmp_path / "datasets")
+    summary = training.run(settings_for(tmp_path, base, max_steps=1))
+    registry = Registry.open(str(tmp_path / "registry"))
+    calibration = registry.resolve("assistant@1").manifest["calibration"]
+    assert summary.metrics["too_long"] > 0
+    assert 0 < calibration["questions"] < dataset.manifest["splits"]["validation"]
+
+
 def test_nothing_is_written_by_a_dry_run(tmp_path: Path, llama: Path) -> None:
     build_dataset(tmp_path / "datasets")
     summary = training.run(settings_for(tmp_path, llama), dry_run=True)

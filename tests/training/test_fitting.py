@@ -27,7 +27,7 @@ from rag_fti.training.job import JobOptions, JobResult, LoraOptions, run_job
 from rag_fti.training.preparing import prepare
 from rag_fti.training.probing import Capabilities
 from tests.conftest import REPOSITORY
-from tests.training.tiny import LIBRARY_WARNINGS, make_rows
+from tests.training.tiny import LIBRARY_WARNINGS, build_llama, make_rows
 
 pytestmark = LIBRARY_WARNINGS
 
@@ -281,6 +281,20 @@ def test_options_that_do_not_fit_are_refused(tiny_llama: Path, tmp_path: Path) -
         train(tiny_llama, tmp_path, trackers=("mlflow",))
     with pytest.raises(TrainingError, match="at most 64 tokens long"):
         train(tiny_llama, tmp_path, max_tokens=64)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_examples_beyond_the_models_window_are_left_out(tmp_path: Path, family: str) -> None:
+    # Examples have 112 to 140 tokens, their prompts up to 131.
+    base, notes = build_llama(tmp_path / "base", family=family, window=128), Notes()
+    result = train(base, tmp_path / "work", progress=notes, max_steps=2, samples=6)
+    assert (result.metrics["train_examples"], result.metrics["too_long"]) == (17, 8)
+    assert len(result.samples) == 5
+    assert "the base model takes 128 tokens" in notes.lines[0]
+    base = build_llama(tmp_path / "narrow", family=family, window=64)
+    with pytest.raises(TrainingError, match="at most 64 tokens long") as caught:
+        train(base, tmp_path / "work")
+    assert "longer window" in caught.value.next_step
 
 
 def test_schedules() -> None:

@@ -173,6 +173,11 @@ def run_job(
     _require_packages(options, device)
     _use_own_gpu(device)
     dtype = pick_dtype(options.dtype, device)
+    if dtype == torch.float16 and device != "cuda":
+        raise ConfigError(
+            f"training.dtype=float16 needs a CUDA GPU; this runs on {device}.",
+            next_step="Set training.dtype=auto.",
+        )
     set_seed(options.seed)
     tokenizer = load_tokenizer(base)
     end = end_token(tokenizer)

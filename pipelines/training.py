@@ -177,6 +177,7 @@ def run(
     work = _work_directory(settings, dataset, base)
     report_path = settings.storage.reports / PIPELINE / f"{run_id}.json"
     if not _first_process():
+        progress = Silent()
         report_path = work.parent / "other-processes" / f"{run_id}.json"
     contract = ContractRun(CONTRACT, run_id=run_id, report_path=report_path)
     registry = open_registry(settings.storage)

@@ -70,7 +70,7 @@ class LocalGenerator:
         self._max_batch = max_batch
         self._threads = threads or machine_threads()
         self._device = str(model.device)
-        self._end_ids = _end_ids(model, tokenizer)
+        self._end_ids = end_ids(model, tokenizer)
         self._pad_id = int(
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._end_ids)
         )
@@ -405,7 +405,8 @@ def _failed(error: BaseException) -> InferenceError:
     )
 
 
-def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer: the model's own and the tokenizer's."""
     found: set[int] = set()
     for value in (
         getattr(model.generation_config, "eos_token_id", None),

@@ -223,7 +223,7 @@ def run_job(
         capabilities = probe(model, data.examples, pad_token_id=tokenizer.pad_token_id)
     chosen = sample_rows(validation or train, count=options.samples) if options.samples else []
     chosen = rows_with_room(chosen, tokenizer, window=window)
-    before = _say(model, tokenizer, chosen, end, adapted=False)
+    before = generate_samples(model, tokenizer, chosen, adapted=False)
     lay_out = (
         partial(_pair_run, pairs, tokenizer.pad_token_id, options)
         if pairs
@@ -244,7 +244,7 @@ def run_job(
         resume=resume,
         progress=progress,
     )
-    after = _say(model, tokenizer, chosen, end, adapted=True)
+    after = generate_samples(model, tokenizer, chosen, adapted=True)
     trainable, total = parameter_counts(model)
     mean_length = data.tokens / len(data.examples)
     peak = peak_flops(device)
@@ -487,10 +487,6 @@ def _fit_options(options: JobOptions, device: str, dtype: torch.dtype, *, held: 
         liger=options.liger,
         trackers=options.trackers,
     )
-
-
-def _say(model: Any, tokenizer: Any, rows: Rows, end: int, *, adapted: bool) -> list[str]:
-    return generate_samples(model, tokenizer, rows, adapted=adapted, end_token_id=end)
 
 
 def _use_own_gpu(device: str) -> None:

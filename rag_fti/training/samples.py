@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rag_fti.models.control_tokens import control_pattern
-from rag_fti.models.local import context_window
+from rag_fti.models.local import context_window, end_ids
 from rag_fti.training.examples import prompt_ids
 
 
@@ -19,7 +19,6 @@ def generate_samples(
     rows: Sequence[Mapping[str, Any]],
     *,
     adapted: bool,
-    end_token_id: int,
     max_tokens: int = 48,
 ) -> list[str]:
     """Greedy replies to the prompts of some rows.
@@ -29,7 +28,6 @@ def generate_samples(
         tokenizer: Its tokenizer.
         rows: Rows of an instruction dataset whose prompts leave room for a reply.
         adapted: With the adapter, or as the base model.
-        end_token_id: Token that ends a reply.
         max_tokens: Longest reply in tokens.
     """
     was_training = model.training
@@ -53,7 +51,7 @@ def generate_samples(
                     top_p=None,
                     top_k=None,
                     pad_token_id=tokenizer.pad_token_id,
-                    eos_token_id=end_token_id,
+                    eos_token_id=sorted(end_ids(model, tokenizer)),
                 )
                 reply = tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
                 replies.append(str(reply).strip())

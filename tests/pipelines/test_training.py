@@ -101,6 +101,13 @@ def test_of_several_processes_the_first_one_talks(
     assert training.run(settings, progress=notes).version == 1 and notes.lines
 
 
+def test_a_dataset_without_validation_rows_trains(tmp_path: Path, llama: Path) -> None:
+    build_dataset(tmp_path / "datasets", held=0)
+    summary = training.run(settings_for(tmp_path, llama, max_steps=1))
+    assert summary.metrics["validation_loss"] is None
+    assert "validation loss" not in Path(summary.path, "README.md").read_text()
+
+
 def test_nothing_is_written_by_a_dry_run(tmp_path: Path, llama: Path) -> None:
     build_dataset(tmp_path / "datasets")
     summary = training.run(settings_for(tmp_path, llama), dry_run=True)

@@ -177,6 +177,7 @@ def run(
     work = _work_directory(settings, dataset, base)
     report_path = settings.storage.reports / PIPELINE / f"{run_id}.json"
     if not _first_process():
+        progress = Silent()
         report_path = work.parent / "other-processes" / f"{run_id}.json"
     contract = ContractRun(CONTRACT, run_id=run_id, report_path=None if dry_run else report_path)
     registry = open_registry(settings.storage)
@@ -329,9 +330,15 @@ def _calibrate(
 ) -> Calibration:
     """Fit how readily this version abstains, and below which confidence it is withheld."""
     from rag_fti.evaluation.calibration import calibrate, fit_abstain_bias
+    from rag_fti.models.local import context_window
+    from rag_fti.training.examples import rows_with_room
     from rag_fti.training.replies import abstention_margins, validation_replies
 
-    rows = dataset.rows("validation").to_pylist()[:_CALIBRATION_ROWS]
+    rows = rows_with_room(
+        dataset.rows("validation").to_pylist()[:_CALIBRATION_ROWS],
+        result.tokenizer,
+        window=context_window(result.model, result.tokenizer),
+    )
     most = settings.training.max_false_abstention
     margins = abstention_margins(result.model, result.tokenizer, rows)
     replies = validation_replies(

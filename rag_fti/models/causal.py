@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rag_fti import ids
+from rag_fti import ids, prompts
 from rag_fti.errors import IncompatibleArtifact, ModelNotFound
 
 logger = logging.getLogger(__name__)
@@ -28,6 +28,17 @@ FALLBACK_CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 """For base models that ship no chat template of their own."""
+
+_SYSTEM_IN_FIRST_TURN = (
+    "{%- if messages[0]['role'] == 'system' %}"
+    "{%- set said = messages[0]['content'] %}{%- set rest = messages[1:] %}"
+    "{%- if rest and rest[0]['role'] == 'user' %}"
+    "{%- set said = said + '\n\n' + rest[0]['content'] %}{%- set rest = rest[1:] %}"
+    "{%- endif %}"
+    "{%- set messages = [{'role': 'user', 'content': said}] + rest %}"
+    "{%- endif %}"
+)
+"""Before a chat template that knows no system role (Gemma 2, the first Mistral models)."""
 
 _HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
@@ -97,8 +108,11 @@ def _read_origin(path: Path) -> tuple[str, str]:
 def load_tokenizer(location: Path) -> Any:
     """The tokenizer of a model directory, left-padded, with a pad token and a chat template.
 
+    Of several chat templates it keeps the default one.
+
     Raises:
         ModelNotFound: If the directory holds no tokenizer.
+        IncompatibleArtifact: If its chat template cannot render a prompt.
     """
     from transformers import AutoTokenizer
 
@@ -107,6 +121,8 @@ def load_tokenizer(location: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             str(location), trust_remote_code=False, local_files_only=True
         )
+        if isinstance(tokenizer.chat_template, dict):
+            tokenizer.chat_template = tokenizer.get_chat_template()
     except (OSError, ValueError) as error:
         raise ModelNotFound(f"No usable tokenizer in {location}: {error}.") from error
     tokenizer.padding_side = "left"
@@ -115,7 +131,27 @@ def load_tokenizer(location: Path) -> Any:
     if tokenizer.chat_template is None:
         logger.info("%s has no chat template; using the plain one", location)
         tokenizer.chat_template = FALLBACK_CHAT_TEMPLATE
+    if _system_fault(tokenizer):
+        tokenizer.chat_template = _SYSTEM_IN_FIRST_TURN + tokenizer.chat_template
+        if fault := _system_fault(tokenizer):
+            raise IncompatibleArtifact(
+                f"The chat template of {location} cannot render a system and a user turn: {fault}.",
+                next_step="Put a chat_template.jinja that can beside its tokenizer.",
+            )
     return tokenizer
+
+
+def _system_fault(tokenizer: Any) -> str:
+    """What keeps a system text out of prompts; empty if nothing does."""
+    from jinja2 import TemplateError
+
+    system, question = "Be brief.", "Why?"
+    turns = ({"role": "system", "content": system}, {"role": "user", "content": question})
+    try:
+        text = prompts.render(tokenizer, turns)
+    except (TemplateError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "" if system in text and question in text else f"it made {text!r} of them"
 
 
 def load_causal_lm(

@@ -70,7 +70,7 @@ class LocalGenerator:
         self._max_batch = max_batch
         self._threads = threads or machine_threads()
         self._device = str(model.device)
-        self._end_ids = _end_ids(model, tokenizer)
+        self._end_ids = end_ids(model, tokenizer)
         self._pad_id = int(
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._end_ids)
         )
@@ -82,7 +82,7 @@ class LocalGenerator:
         self._abstain_id = single_token(tokenizer, prompts.ABSTENTION)
         self._abstain_bias = abstain_bias
         self._control = control_pattern(tokenizer)
-        self._context_window = _context_window(model, tokenizer)
+        self._context_window = context_window(model, tokenizer)
         self._continuous = (
             ContinuousBatch(
                 model,
@@ -405,7 +405,8 @@ def _failed(error: BaseException) -> InferenceError:
     )
 
 
-def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer: the model's own and the tokenizer's."""
     found: set[int] = set()
     for value in (
         getattr(model.generation_config, "eos_token_id", None),
@@ -438,7 +439,8 @@ def _never_first(tokenizer: Any) -> tuple[int, ...]:
     )
 
 
-def _context_window(model: Any, tokenizer: Any) -> int:
+def context_window(model: Any, tokenizer: Any) -> int:
+    """Most tokens of prompt and answer together."""
     sizes = [getattr(model.config, "max_position_embeddings", None)]
     # Tokenizers without a limit say 1e30.
     with contextlib.suppress(TypeError, OverflowError):

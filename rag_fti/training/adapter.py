@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import warnings
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from rag_fti.errors import ConfigError
 
 ALL_LINEAR = "all-linear"
+LINEAR = (torch.nn.Linear, Conv1D)
+"""GPT-2 and its kin have the second kind."""
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks?)\.(\d+)\.")
 
 
@@ -44,16 +48,19 @@ def add_adapter(
         gradient_checkpointing: Recompute activations in the backward pass.
 
     Raises:
-        ConfigError: If no module has one of these names.
+        ConfigError: If no module has one of these names, or it is an embedding that the model uses
+            for its head too.
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
+    names = _targets(model, targets, last_layers)
+    _refuse_tied(model, names)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=_targets(model, targets, last_layers),
+        target_modules=names,
         use_dora=dora,
         use_rslora=rslora,
     )
@@ -62,7 +69,10 @@ def add_adapter(
             model, use_gradient_checkpointing=gradient_checkpointing
         )
     try:
-        adapted = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # peft sees for itself that GPT-2's weights lie the other way round.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(
             f"training.lora does not fit the base model: {error}",
@@ -86,14 +96,37 @@ def _targets(model: Any, targets: str | tuple[str, ...], last_layers: int) -> st
         return targets if isinstance(targets, str) else list(targets)
     first = model.config.num_hidden_layers - last_layers
     head = model.get_output_embeddings()
-    names = []
+    names, linear = [], set()
     for name, module in model.named_modules():
+        if not isinstance(module, LINEAR) or module is head:
+            continue
+        linear.add(name.rpartition(".")[2])
         wanted = targets == ALL_LINEAR or name.rpartition(".")[2] in targets
         layer = _LAYER.search(name)
         low = layer is not None and int(layer.group(1)) < first
-        if isinstance(module, torch.nn.Linear) and module is not head and wanted and not low:
+        if wanted and not low:
             names.append(name)
+    if not names:
+        raise ConfigError(
+            f"training.lora.targets={targets} with training.lora.last_layers={last_layers} names "
+            f"no linear layer of the base model; it has: {', '.join(sorted(linear))}.",
+            next_step="Name some of these, or set training.lora.targets to all-linear.",
+        )
     return names
+
+
+def _refuse_tied(model: Any, targets: str | list[str]) -> None:
+    """One matrix with two uses: an update of one would be merged into both."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if isinstance(targets, str) or ends[1] is None or ends[0].weight is not ends[1].weight:
+        return
+    for name, module in model.named_modules():
+        if module in ends and any(f".{name}".endswith(f".{target}") for target in targets):
+            raise ConfigError(
+                f"training.lora.targets names {name}, whose weights the base model uses both as "
+                "input embedding and as head: what is trained on one could not be merged.",
+                next_step="Leave it out, or set training.lora.targets to all-linear.",
+            )
 
 
 def quantization(kind: str, *, device: str) -> Any:

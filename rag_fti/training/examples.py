@@ -105,6 +105,27 @@ def encode(
     return Example((*head, *tail), len(head))
 
 
+def prompt_ids(
+    row: Mapping[str, Any], tokenizer: Tokenizer, *, control: re.Pattern[str] | None
+) -> list[int]:
+    """The prompt of a row as serving tokenizes it; arguments as of :func:`encode`."""
+    return prompts.prompt_token_ids(tokenizer, defuse(row["messages"][:-1], control))
+
+
+def rows_with_room(
+    rows: Iterable[Mapping[str, Any]], tokenizer: Tokenizer, *, window: int
+) -> list[Mapping[str, Any]]:
+    """Rows whose prompt leaves room for a reply.
+
+    Args:
+        rows: Rows of an instruction dataset.
+        tokenizer: The base model's tokenizer.
+        window: Most tokens of prompt and reply together.
+    """
+    control = control_pattern(tokenizer)
+    return [row for row in rows if len(prompt_ids(row, tokenizer, control=control)) < window]
+
+
 def end_token(tokenizer: Any) -> int:
     """The token that ends a turn in the tokenizer's chat format.
 

@@ -9,6 +9,8 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +20,15 @@ from rag_fti.errors import ConfigError, TrainingError
 from rag_fti.files import write_json_atomic
 from rag_fti.models.causal import EMBEDDED, load_causal_lm, load_tokenizer
 from rag_fti.models.hardware import pick_device, pick_dtype
+from rag_fti.models.local import context_window
 from rag_fti.progress import Progress
 from rag_fti.training.adapter import add_adapter, parameter_counts, quantization
 from rag_fti.training.batches import Row
-from rag_fti.training.examples import EncodedRows, encode_rows, end_token
+from rag_fti.training.examples import EncodedRows, encode_rows, end_token, rows_with_room
 from rag_fti.training.fitting import (
     FitOptions,
     FitResult,
+    Loss,
     OutOfMemory,
     Schedule,
     fit,
@@ -172,36 +176,75 @@ def run_job(
     _require_packages(options, device)
     _use_own_gpu(device)
     dtype = pick_dtype(options.dtype, device)
+    if dtype == torch.float16 and device != "cuda":
+        raise ConfigError(
+            f"training.dtype=float16 needs a CUDA GPU; this runs on {device}.",
+            next_step="Set training.dtype=auto.",
+        )
     set_seed(options.seed)
     tokenizer = load_tokenizer(base)
     end = end_token(tokenizer)
-    encode = _encoder(tokenizer, end, options.max_tokens)
-    data, held = encode(train), encode(validation)
-    if not data.examples:
-        raise TrainingError(
-            f"None of {len(train)} training rows is at most {options.max_tokens} tokens long.",
-            next_step="Raise training.max_tokens, or build the dataset with fewer passages.",
-        )
     model = _load_model(base, options, device, dtype)
+    window = context_window(model, tokenizer)
+    advice = "Raise training.max_tokens"
+    if window < options.max_tokens:
+        advice = "Train a base model with a longer window"
+        progress.note(
+            f"the base model takes {window} tokens: longer examples are left out, whatever "
+            f"training.max_tokens={options.max_tokens} says"
+        )
+        options = replace(options, max_tokens=window)
+    pairs: list[Row] = []
+    if options.objective == "dpo":
+        if not preferences:
+            raise TrainingError(
+                "training.objective=dpo needs preference pairs, and the dataset has none.",
+                next_step="Build a dataset with the feedback generator once answers were "
+                "corrected by users, or train with training.objective=sft.",
+            )
+        pairs, too_long = encode_pairs(
+            preferences, tokenizer, end_token_id=end, max_tokens=options.max_tokens
+        )
+        # There are too few pairs to hold some back for validation.
+        data = EncodedRows(tuple(chain.from_iterable(pairs)), too_long)
+        held = EncodedRows((), 0)
+    else:
+        encode = _encoder(tokenizer, end, options.max_tokens)
+        data, held = encode(train), encode(validation)
+    if not data.examples:
+        rows = "preference pairs" if options.objective == "dpo" else "training rows"
+        raise TrainingError(
+            f"None of {data.too_long} {rows} is at most {options.max_tokens} tokens long; "
+            f"the base model takes {window}.",
+            next_step=f"{advice}, or build the dataset with fewer passages.",
+        )
     autocast = torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32)
     with autocast:
         capabilities = probe(model, data.examples, pad_token_id=tokenizer.pad_token_id)
     chosen = sample_rows(validation or train, count=options.samples) if options.samples else []
-    before = _say(model, tokenizer, chosen, end, adapted=False)
-    pairs: list[Row] = []
-    if options.objective == "dpo":
-        pairs, _ = encode_pairs(
-            preferences, tokenizer, end_token_id=end, max_tokens=options.max_tokens
+    chosen = rows_with_room(chosen, tokenizer, window=window)
+    before = generate_samples(model, tokenizer, chosen, adapted=False)
+    lay_out = (
+        partial(_pair_run, pairs, tokenizer.pad_token_id, options)
+        if pairs
+        else partial(
+            _example_run, data, held, capabilities, tokenizer.pad_token_id, options, device
         )
-        run, result = _fit_pairs(
-            model, pairs, tokenizer.pad_token_id, options, device, dtype, work, resume, progress
-        )
-    else:
-        run, result = _fit_within_memory(
-            model, data, held, capabilities, tokenizer.pad_token_id, options, device, dtype, work,
-            resume, progress,
-        )  # fmt: skip
-    after = _say(model, tokenizer, chosen, end, adapted=True)
+    )
+    most = options.batch_size if device == "cuda" else min(_CPU_ROWS, options.batch_size)
+    run, result = _fit_within_memory(
+        model,
+        lay_out,
+        options,
+        _fit_options(options, device, dtype, held=len(held.examples)),
+        # A pair is two rows.
+        micro=options.micro_batch_size or (max(1, most // 2) if pairs else most),
+        loss=preference_loss(options.dpo_beta) if pairs else None,
+        work=work,
+        resume=resume,
+        progress=progress,
+    )
+    after = generate_samples(model, tokenizer, chosen, adapted=True)
     trainable, total = parameter_counts(model)
     mean_length = data.tokens / len(data.examples)
     peak = peak_flops(device)
@@ -217,7 +260,7 @@ def run_job(
         "train_loss_last": round(losses[-1][1], 4) if losses else None,
         "validation_loss_before": None if untrained is None else round(untrained, 4),
         "validation_loss": None if validated is None else round(validated, 4),
-        "train_examples": len(data.examples),
+        "train_examples": len(pairs or data.examples),
         "validation_examples": len(held.examples),
         "too_long": data.too_long + held.too_long,
         "tokens_per_epoch": data.tokens,
@@ -289,13 +332,12 @@ def _load_model(base: Path, options: JobOptions, device: str, dtype: torch.dtype
 
 def _fit_within_memory(
     model: Any,
-    data: EncodedRows,
-    held: EncodedRows,
-    capabilities: Capabilities,
-    pad_token_id: int,
+    lay_out: Callable[[int], PreparedRun],
     options: JobOptions,
-    device: str,
-    dtype: torch.dtype,
+    fit_options: FitOptions,
+    *,
+    micro: int,
+    loss: Loss | None,
     work: Path,
     resume: bool,
     progress: Progress,
@@ -304,39 +346,28 @@ def _fit_within_memory(
 
     Only where one process trains: of several, the others wait for the one that ran out. What
     fitted is kept beside the checkpoints: a resumed run has the same order of the examples.
+
+    Args:
+        model: A model with an adapter.
+        lay_out: Makes the run for so many rows per forward pass.
+        options: Of the job.
+        fit_options: Hyperparameters.
+        micro: Rows per forward pass to begin with.
+        loss: See :func:`rag_fti.training.fitting.fit`.
+        work: Directory for checkpoints.
+        resume: Go on from the last complete checkpoint.
+        progress: Receives progress.
     """
     initial = {
         name: value.detach().cpu().clone()
         for name, value in model.named_parameters()
         if value.requires_grad
     }
-    most = options.batch_size if device == "cuda" else min(_CPU_ROWS, options.batch_size)
-    micro = options.micro_batch_size or most
     found = work / _FITS
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    fit_options = _fit_options(options, device, dtype)
-    if len(held.examples) < FEW_VALIDATION_ROWS:
-        # Which weights are best would be decided by which rows these are.
-        fit_options = replace(fit_options, keep_best=False, early_stopping=0)
     if resume and options.auto_batch_size and found.is_file():
         micro = int(json.loads(found.read_text(encoding="utf-8"))["micro_batch_size"])
     while True:
-        run = prepare(
-            data.examples,
-            held.examples,
-            capabilities=capabilities,
-            packing=device == "cuda" if options.packing == "auto" else bool(options.packing),
-            row_tokens=options.max_tokens,
-            pad_token_id=pad_token_id,
-            batch_size=options.batch_size,
-            micro_batch_size=micro,
-            epochs=options.epochs,
-            min_steps=options.min_steps,
-            max_steps=options.max_steps,
-            evaluations_per_epoch=options.evaluations_per_epoch if held.examples else 0,
-            seed=options.seed,
-            processes=processes,
-        )
+        run = lay_out(micro)
         if note := _added_passes(run.schedule, options):
             progress.note(note)
         try:
@@ -350,72 +381,71 @@ def _fit_within_memory(
                 work=work,
                 resume=resume,
                 progress=progress,
+                loss=loss,
             )
         except OutOfMemory as error:
-            if not options.auto_batch_size or error.micro_rows == 1 or processes > 1:
+            if not options.auto_batch_size or error.micro_rows == 1 or _processes() > 1:
                 raise
             micro = max(1, micro // 2)
         shutil.rmtree(work)  # checkpoints belong to another order of the examples
         write_json_atomic(found, {"micro_batch_size": micro})
         resume = True  # keeps what was found; there is nothing else to go on from
         progress.note(f"Out of memory: starting over with {micro} examples per forward pass.")
-        _start_over(model, initial, device)
+        _start_over(model, initial, fit_options.device)
 
 
-def _fit_pairs(
-    model: Any,
-    pairs: list[Row],
+def _example_run(
+    data: EncodedRows,
+    held: EncodedRows,
+    capabilities: Capabilities,
     pad_token_id: int,
     options: JobOptions,
     device: str,
-    dtype: torch.dtype,
-    work: Path,
-    resume: bool,
-    progress: Progress,
-) -> tuple[PreparedRun, FitResult]:
-    """Preference optimisation; there are too few pairs to hold some back for validation."""
-    if not pairs:
-        raise TrainingError(
-            "training.objective=dpo needs preference pairs, and the dataset has none that fit.",
-            next_step="Build a dataset with the feedback generator once answers were corrected "
-            "by users, or train with training.objective=sft.",
-        )
-    most = options.batch_size if device == "cuda" else min(_CPU_ROWS, options.batch_size)
+    micro: int,
+) -> PreparedRun:
+    return prepare(
+        data.examples,
+        held.examples,
+        capabilities=capabilities,
+        packing=device == "cuda" if options.packing == "auto" else bool(options.packing),
+        row_tokens=options.max_tokens,
+        pad_token_id=pad_token_id,
+        batch_size=options.batch_size,
+        micro_batch_size=micro,
+        epochs=options.epochs,
+        min_steps=options.min_steps,
+        max_steps=options.max_steps,
+        evaluations_per_epoch=options.evaluations_per_epoch if held.examples else 0,
+        seed=options.seed,
+        processes=_processes(),
+    )
+
+
+def _pair_run(pairs: list[Row], pad_token_id: int, options: JobOptions, micro: int) -> PreparedRun:
     schedule = plan_schedule(
         rows=len(pairs),
         examples=len(pairs),
         batch_size=options.batch_size,
-        # A pair is two rows.
-        micro_batch_size=options.micro_batch_size or max(1, most // 2),
+        micro_batch_size=micro,
         epochs=options.epochs,
         min_steps=options.min_steps,
         max_steps=options.max_steps,
         evaluations_per_epoch=0,
-        processes=int(os.environ.get("WORLD_SIZE", "1")),
+        processes=_processes(),
     )
-    if note := _added_passes(schedule, options):
-        progress.note(note)
     lengths = [max(map(len, pair)) for pair in pairs]
     order = [
         index
         for number in range(schedule.passes)
         for (index,) in padded_order(lengths, batch=schedule.micro_rows, seed=options.seed + number)
     ]
-    collate = PairBatches(pad_token_id)
-    run = PreparedRun([pairs[n] for n in order], [], collate, schedule, packed=False)
-    result = fit(
-        model,
-        run.train,
-        (),
-        collate=collate,
-        schedule=schedule,
-        options=_fit_options(options, device, dtype),
-        work=work,
-        resume=resume,
-        progress=progress,
-        loss=preference_loss(options.dpo_beta),
+    return PreparedRun(
+        [pairs[n] for n in order], [], PairBatches(pad_token_id), schedule, packed=False
     )
-    return run, result
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _added_passes(schedule: Schedule, options: JobOptions) -> str:
@@ -439,12 +469,15 @@ def _start_over(model: Any, initial: Mapping[str, torch.Tensor], device: str) ->
         torch.cuda.empty_cache()
 
 
-def _fit_options(options: JobOptions, device: str, dtype: torch.dtype) -> FitOptions:
+def _fit_options(options: JobOptions, device: str, dtype: torch.dtype, *, held: int) -> FitOptions:
+    # Which weights are best would be decided by which rows these are.
+    few = held < FEW_VALIDATION_ROWS
     return FitOptions(
         learning_rate=options.learning_rate,
         warmup_share=options.warmup_share,
         weight_decay=options.weight_decay,
-        early_stopping=options.early_stopping,
+        early_stopping=0 if few else options.early_stopping,
+        keep_best=not few,
         checkpoint_minutes=options.checkpoint_minutes,
         seed=options.seed,
         device=device,
@@ -454,10 +487,6 @@ def _fit_options(options: JobOptions, device: str, dtype: torch.dtype) -> FitOpt
         liger=options.liger,
         trackers=options.trackers,
     )
-
-
-def _say(model: Any, tokenizer: Any, rows: Rows, end: int, *, adapted: bool) -> list[str]:
-    return generate_samples(model, tokenizer, rows, adapted=adapted, end_token_id=end)
 
 
 def _use_own_gpu(device: str) -> None:

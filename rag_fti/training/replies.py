@@ -12,9 +12,11 @@ from rag_fti.alignment import align, as_copied
 from rag_fti.evaluation.answers import best_f1
 from rag_fti.evaluation.calibration import Reply
 from rag_fti.models.continuous import left_padded
+from rag_fti.models.control_tokens import control_pattern
 from rag_fti.models.local import LocalGenerator, single_token
 from rag_fti.progress import Progress
 from rag_fti.protocols import GenerationRequest
+from rag_fti.training.examples import prompt_ids
 
 _ROWS_AT_ONCE = 16
 
@@ -33,7 +35,7 @@ def validation_replies(
     Args:
         model: The trained model.
         tokenizer: Its tokenizer.
-        rows: Rows of the validation split of an instruction dataset.
+        rows: Rows of the validation split whose prompts leave room for a reply.
         max_tokens: Most tokens of an answer.
         progress: Receives progress.
         abstain_bias: See :class:`rag_fti.models.local.LocalGenerator`.
@@ -81,14 +83,15 @@ def abstention_margins(
     Args:
         model: The trained model.
         tokenizer: Its tokenizer.
-        rows: Rows of an instruction dataset.
+        rows: Rows of an instruction dataset whose prompts leave room for a reply.
     """
     token = single_token(tokenizer, prompts.ABSTENTION)
     if token is None:
         return []
     was_training = model.training
     model.eval()
-    asked = [prompts.prompt_token_ids(tokenizer, row["messages"][:-1]) for row in rows]
+    control = control_pattern(tokenizer)
+    asked = [prompt_ids(row, tokenizer, control=control) for row in rows]
     order = sorted(range(len(asked)), key=lambda n: len(asked[n]))
     margins = [0.0] * len(asked)
     for start in range(0, len(order), _ROWS_AT_ONCE):

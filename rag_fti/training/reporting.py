@@ -77,12 +77,13 @@ def write_papers(
             **{key: origin[key] for key in ("generators", "filters") if key in origin},
         },
     )
+    loss = result.metrics["validation_loss"]
     card = render_card(
         name=name,
         base_model=base.reference,
         dataset=dataset.ref,
         licence=licence_of(base.location),
-        metrics={"validation loss": result.metrics["validation_loss"]},
+        metrics={} if loss is None else {"validation loss": loss},
         facts=facts,
     )
     (folder / "report.md").write_text(report, encoding="utf-8")

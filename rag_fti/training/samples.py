@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from rag_fti import prompts
-from rag_fti.models.control_tokens import control_pattern, defuse
+from rag_fti.models.control_tokens import control_pattern
+from rag_fti.models.local import context_window, end_ids
+from rag_fti.training.examples import prompt_ids
 
 
 def generate_samples(
@@ -18,7 +19,6 @@ def generate_samples(
     rows: Sequence[Mapping[str, Any]],
     *,
     adapted: bool,
-    end_token_id: int,
     max_tokens: int = 48,
 ) -> list[str]:
     """Greedy replies to the prompts of some rows.
@@ -26,32 +26,32 @@ def generate_samples(
     Args:
         model: A model with an adapter.
         tokenizer: Its tokenizer.
-        rows: Rows of an instruction dataset.
+        rows: Rows of an instruction dataset whose prompts leave room for a reply.
         adapted: With the adapter, or as the base model.
-        end_token_id: Token that ends a reply.
         max_tokens: Longest reply in tokens.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     control = control_pattern(tokenizer)
+    window = context_window(model, tokenizer)
     replies = []
     try:
         with torch.no_grad(), nullcontext() if adapted else model.disable_adapter():
             for row in rows:
-                ids = prompts.prompt_token_ids(tokenizer, defuse(row["messages"][:-1], control))
+                ids = prompt_ids(row, tokenizer, control=control)
                 prompt = torch.tensor([ids], device=device)
                 output = model.generate(
                     input_ids=prompt,
                     attention_mask=torch.ones_like(prompt),
-                    max_new_tokens=max_tokens,
+                    max_new_tokens=min(max_tokens, window - len(ids)),
                     use_cache=True,
                     do_sample=False,
                     temperature=None,
                     top_p=None,
                     top_k=None,
                     pad_token_id=tokenizer.pad_token_id,
-                    eos_token_id=end_token_id,
+                    eos_token_id=sorted(end_ids(model, tokenizer)),
                 )
                 reply = tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)
                 replies.append(str(reply).strip())

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from rag_fti.training.adapter import LINEAR
+
 _PEAK_TERAFLOPS = {
     "H200": 989.0,
     "H100": 989.0,
@@ -36,9 +38,7 @@ def flops_per_token(model: Any, *, length: float) -> float:
         length: Mean length of a sequence in tokens.
     """
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
-    weights = sum(
-        module.weight.numel() for module in bare.modules() if isinstance(module, torch.nn.Linear)
-    )
+    weights = sum(module.weight.numel() for module in bare.modules() if isinstance(module, LINEAR))
     config = bare.config
     attention = 4.0 * int(config.num_hidden_layers) * int(config.hidden_size) * length
     return float(4.0 * weights + attention)

@@ -13,6 +13,7 @@ from rag_fti.progress import Silent
 from rag_fti.registry import Registry
 from rag_fti.training.job import JobOptions, run_job
 from rag_fti.training.saving import save_merged
+from tests.training.test_fitting import Notes
 from tests.training.tiny import LIBRARY_WARNINGS, build_dataset, build_llama, make_rows
 
 pytestmark = LIBRARY_WARNINGS
@@ -77,6 +78,34 @@ def test_a_fine_tune_becomes_a_registry_version(tmp_path: Path, llama: Path) -> 
     assert "base_model:" in (version.path / "README.md").read_text()
     assert training.run(settings, reuse=True).version == 1
     assert len(registry.versions("assistant")) == 1
+
+
+def test_rows_beyond_the_models_window_are_not_calibrated_with(tmp_path: Path) -> None:
+    base = build_llama(tmp_path / "base", window=128)
+    dataset = build_dataset(tmp_path / "datasets")
+    summary = training.run(settings_for(tmp_path, base, max_steps=1))
+    registry = Registry.open(str(tmp_path / "registry"))
+    calibration = registry.resolve("assistant@1").manifest["calibration"]
+    assert summary.metrics["too_long"] > 0
+    assert 0 < calibration["questions"] < dataset.manifest["splits"]["validation"]
+
+
+def test_of_several_processes_the_first_one_talks(
+    tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_dataset(tmp_path / "datasets")
+    settings, notes = settings_for(tmp_path, llama, max_steps=1, samples=0), Notes()
+    monkeypatch.setenv("RANK", "1")
+    assert training.run(settings, progress=notes).version is None and notes.lines == []
+    monkeypatch.delenv("RANK")
+    assert training.run(settings, progress=notes).version == 1 and notes.lines
+
+
+def test_a_dataset_without_validation_rows_trains(tmp_path: Path, llama: Path) -> None:
+    build_dataset(tmp_path / "datasets", held=0)
+    summary = training.run(settings_for(tmp_path, llama, max_steps=1))
+    assert summary.metrics["validation_loss"] is None
+    assert "validation loss" not in Path(summary.path, "README.md").read_text()
 
 
 def test_nothing_is_written_by_a_dry_run(tmp_path: Path, llama: Path) -> None:

@@ -27,7 +27,7 @@ from rag_fti.training.job import JobOptions, JobResult, LoraOptions, run_job
 from rag_fti.training.preparing import prepare
 from rag_fti.training.probing import Capabilities
 from tests.conftest import REPOSITORY
-from tests.training.tiny import LIBRARY_WARNINGS, make_rows
+from tests.training.tiny import LIBRARY_WARNINGS, build_llama, make_rows
 
 pytestmark = LIBRARY_WARNINGS
 
@@ -279,8 +279,57 @@ def test_options_that_do_not_fit_are_refused(tiny_llama: Path, tmp_path: Path) -
         train(tiny_llama, tmp_path, liger=True)
     with pytest.raises(ConfigError, match="needs the package mlflow"):
         train(tiny_llama, tmp_path, trackers=("mlflow",))
+    with pytest.raises(ConfigError, match="float16 needs a CUDA GPU"):
+        train(tiny_llama, tmp_path, dtype="float16")
     with pytest.raises(TrainingError, match="at most 64 tokens long"):
         train(tiny_llama, tmp_path, max_tokens=64)
+
+
+def adapted(base: Path, **changes: Any) -> Any:
+    from rag_fti.models.causal import load_causal_lm
+    from rag_fti.training.adapter import add_adapter
+
+    options: dict[str, Any] = {
+        "rank": 4, "alpha": 8, "dropout": 0.0, "targets": "all-linear", "last_layers": 0,
+        "dora": False, "rslora": False, "quantized": False, "gradient_checkpointing": False,
+    }  # fmt: skip
+    return add_adapter(load_causal_lm(base), **{**options, **changes})
+
+
+@pytest.mark.parametrize("target", ["lm_head", "model.embed_tokens"])
+def test_only_embeddings_that_are_not_the_head_are_adapted(
+    tiny_llama: Path, tmp_path: Path, target: str
+) -> None:
+    tied = build_llama(tmp_path, family="qwen3")
+    with pytest.raises(ConfigError, match="both as input embedding and as head"):
+        adapted(tied, targets=("q_proj", target))
+    assert adapted(tied, targets=("q_proj",)) and adapted(tiny_llama, targets=(target,))
+
+
+def test_the_last_layers_of_gpt2_are_adapted(tiny_llama: Path, tmp_path: Path) -> None:
+    from rag_fti.training.throughput import flops_per_token
+
+    model = adapted(build_llama(tmp_path, family="gpt2"), last_layers=1)
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert names and all(".h.1." in name for name in names)
+    block = model.base_model.model.transformer.h[0]
+    assert flops_per_token(model, length=0) > 8 * block.mlp.c_fc.weight.numel()
+    with pytest.raises(ConfigError, match="no linear layer of the base model; it has: down_proj"):
+        adapted(tiny_llama, last_layers=1, targets=("qproj",))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_examples_beyond_the_models_window_are_left_out(tmp_path: Path, family: str) -> None:
+    # Examples have 112 to 140 tokens, their prompts up to 131.
+    base, notes = build_llama(tmp_path / "base", family=family, window=128), Notes()
+    result = train(base, tmp_path / "work", progress=notes, max_steps=2, samples=6)
+    assert (result.metrics["train_examples"], result.metrics["too_long"]) == (17, 8)
+    assert len(result.samples) == 5
+    assert "the base model takes 128 tokens" in notes.lines[0]
+    base = build_llama(tmp_path / "narrow", family=family, window=64)
+    with pytest.raises(TrainingError, match="at most 64 tokens long") as caught:
+        train(base, tmp_path / "work")
+    assert "longer window" in caught.value.next_step
 
 
 def test_schedules() -> None:

@@ -130,8 +130,58 @@ def test_preferences_are_learnt(tiny_llama: Path, tmp_path: Path) -> None:
     assert losses[0][1] == pytest.approx(0.6931, abs=1e-3) and losses[-1][1] < 0.65
     assert result.metrics["preference_accuracy"] > 0.9
     assert result.switches["objective"] == "dpo"
+    # What is counted is what was trained on.
+    counts = result.metrics
+    assert (counts["train_examples"], counts["preference_pairs"]) == (13, 13)
+    assert (counts["validation_examples"], counts["too_long"]) == (0, 0)
+    assert counts["completion_tokens_per_epoch"] == 13 * 2 * 5
     with pytest.raises(TrainingError, match="needs preference pairs"):
         run_job(
             tiny_llama, make_rows(8), (), options=replace(options, max_steps=1),
             work=tmp_path / "b", resume=False, progress=Silent(),
         )  # fmt: skip
+
+
+def test_long_pairs_are_counted_and_long_rows_stop_nothing(
+    tiny_llama: Path, tmp_path: Path
+) -> None:
+    # Rows without an answer are the longest of their prompt: 124 tokens.
+    options = JobOptions(
+        device="cpu", dtype="float32", objective="dpo", max_steps=1, samples=0, max_tokens=120,
+    )  # fmt: skip
+    unanswerable = [row for row in make_rows(20) if not row["answerable"]][1:2]
+    result = run_job(
+        tiny_llama, unanswerable, (), preferences=pairs(16), options=options,
+        work=tmp_path / "a", resume=False, progress=Silent(),
+    )  # fmt: skip
+    assert 0 < result.metrics["train_examples"] == 13 - result.metrics["too_long"] < 13
+    with pytest.raises(TrainingError, match="None of 13 preference pairs is at most 64 tokens"):
+        run_job(
+            tiny_llama, make_rows(8), (), preferences=pairs(16),
+            options=replace(options, max_tokens=64),
+            work=tmp_path / "b", resume=False, progress=Silent(),
+        )  # fmt: skip
+
+
+def test_pairs_that_do_not_fit_into_memory_are_halved(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    real = LlamaForCausalLM.forward
+
+    def hungry(self: Any, input_ids: Any = None, **options: Any) -> Any:
+        if self.training and len(input_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(self, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", hungry)
+    options = JobOptions(
+        device="cpu", dtype="float32", objective="dpo", batch_size=4, max_steps=2, samples=0,
+        auto_batch_size=True,
+    )  # fmt: skip
+    result = run_job(
+        tiny_llama, make_rows(8), (), preferences=pairs(16), options=options, work=tmp_path,
+        resume=False, progress=Silent(),
+    )  # fmt: skip
+    assert (result.switches["micro_rows"], result.switches["accumulation"]) == (1, 4)

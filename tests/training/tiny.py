@@ -25,9 +25,15 @@ RETRIEVAL = {"mode": "hybrid", "k": 2}
 
 
 def build_llama(
-    directory: Path, *, hidden: int = 32, layers: int = 2, seed: int = 0, family: str = "llama"
+    directory: Path,
+    *,
+    hidden: int = 32,
+    layers: int = 2,
+    seed: int = 0,
+    family: str = "llama",
+    window: int = 2048,
 ) -> Path:
-    """Save a random Llama- or Qwen-shaped model and its tokenizer; returns the directory."""
+    """Save a random model (llama, qwen3, gpt2) and its tokenizer; returns the directory."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -54,7 +60,7 @@ def build_llama(
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=2048,
+        max_position_embeddings=window,
         pad_token_id=fast.pad_token_id,
         eos_token_id=fast.eos_token_id,
         bos_token_id=None,

@@ -122,6 +122,7 @@ def train_bundle(
             base_model=base.to_dict(),
             training=settings.training.model_dump(mode="json"),
             retrieval=settings.retrieval.model_dump(mode="json"),
+            answer_tokens=settings.inference.max_tokens,
         )
         return {**asdict(bundle), "path": str(bundle.path)}
 
@@ -398,13 +399,16 @@ def _render_training(summary: Mapping[str, Any]) -> str:
     best = metrics["best_step"]
     chosen = f" (weights of step {best})" if best < metrics["steps"] else ""
     before = metrics["validation_loss_before"]
-    losses = f"{metrics['validation_loss']}" + ("" if before is None else f" (before: {before})")
+    losses = f"validation loss {metrics['validation_loss']}"
+    losses += "" if before is None else f" (before: {before})"
+    if metrics["validation_loss"] is None:
+        losses = "not validated" if metrics["validation_examples"] else "no validation rows"
     # A run that was killed after its last step resumes with no step left to time.
     speed = summary["tokens_per_second"]
     timed = f"{speed:,.0f} tokens/s, " if speed else ""
     return (
         f"Published {summary['model']}@{summary['version']} as challenger: {summary['path']}\n"
-        f"  {metrics['steps']} steps{chosen} on {summary['dataset']}, validation loss "
+        f"  {metrics['steps']} steps{chosen} on {summary['dataset']}, "
         f"{losses}, {timed}{summary['seconds']:.0f} s\n"
         f"Next: rag-fti evaluate {summary['model']}@{summary['version']}"
     )

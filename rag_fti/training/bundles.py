@@ -101,6 +101,7 @@ def write_bundle(
     base_model: Mapping[str, str],
     training: Mapping[str, Any],
     retrieval: Mapping[str, Any],
+    answer_tokens: int,
 ) -> Bundle:
     """Write a bundle, all at once or not at all.
 
@@ -111,6 +112,7 @@ def write_bundle(
         base_model: Reference, revision and digest of the base model.
         training: The training section of the settings.
         retrieval: The retrieval section of the settings.
+        answer_tokens: Most tokens of an answer, which calibration keeps to as serving does.
 
     Raises:
         TrainingError: If ``target`` exists or cannot be written.
@@ -130,6 +132,7 @@ def write_bundle(
         config = {
             "storage": {"root": "output", "registry": "output/registry"},
             "retrieval": dict(retrieval),
+            "inference": {"max_tokens": answer_tokens},
             "training": {
                 **training,
                 "dataset": "dataset",

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from pipelines import training
+from pipelines.cli import app
 from rag_fti.config import Settings, load_settings
 from rag_fti.errors import ContractViolation, DatasetError, IncompatibleArtifact, ModelNotFound
 from rag_fti.progress import Silent
@@ -103,9 +105,13 @@ def test_of_several_processes_the_first_one_talks(
 
 def test_a_dataset_without_validation_rows_trains(tmp_path: Path, llama: Path) -> None:
     build_dataset(tmp_path / "datasets", held=0)
-    summary = training.run(settings_for(tmp_path, llama, max_steps=1))
-    assert summary.metrics["validation_loss"] is None
-    assert "validation loss" not in Path(summary.path, "README.md").read_text()
+    arguments = ["train", "--dataset", "colours@latest", "--base-model", str(llama)]
+    arguments += [f"storage.root={tmp_path}", "training.max_steps=1", "training.device=cpu"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "no validation rows" in result.stdout and "None" not in result.stdout
+    version = Registry.open(str(tmp_path / "registry")).resolve("assistant@1")
+    assert "validation loss" not in (version.path / "README.md").read_text()
 
 
 def test_nothing_is_written_by_a_dry_run(tmp_path: Path, llama: Path) -> None:

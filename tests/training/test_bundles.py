@@ -52,6 +52,7 @@ def bundled(target: Path, dataset: DatasetVersion, base: Path, *, include: bool 
         base_model=model.to_dict(),
         training={"model_name": "assistant", "max_steps": 2, "batch_size": 4, "samples": 1},
         retrieval={"k": 2},
+        answer_tokens=50,
     )
 
 
@@ -95,6 +96,7 @@ def test_a_copy_of_the_embedded_model_is_trained_as_the_embedded_model(
         base_model=embedded.to_dict(),
         training={"model_name": "assistant"},
         retrieval={},
+        answer_tokens=50,
     )
     copy = resolve_base_model(str(bundle.path / "base-model"))
     assert copy.to_dict() == embedded.to_dict()
@@ -112,6 +114,7 @@ def test_what_a_bundle_holds(tiny_llama: Path, dataset: DatasetVersion, tmp_path
     config = yaml.safe_load((bundle.path / "bundle.yaml").read_text())
     assert config["training"]["base_model"] == str(tiny_llama)
     assert config["training"]["dataset"] == "dataset"
+    assert config["inference"] == {"max_tokens": 50}
     lock = (bundle.path / "requirements.lock").read_text()
     assert "torch==" in lock and "peft==" in lock and "lancedb" not in lock
     assert "models import" in (bundle.path / "README.md").read_text()

@@ -41,6 +41,7 @@ def bundle(tiny_llama: Path, tmp_path: Path) -> Path:
             "device": "cpu",
         },
         retrieval={"k": 2},
+        answer_tokens=128,
     )
     return written.path
 

@@ -36,7 +36,7 @@ def _share_near(facts: Mapping[str, Any]) -> Outcome:
         or abs(got - wanted) <= _SHARE_TOLERANCE
         or facts["natural_share"] > wanted
     )
-    return Outcome(ok, round(got, 3), f"{wanted} within {_SHARE_TOLERANCE}")
+    return Outcome(ok, round(got, 3), f"{wanted:.3g} within {_SHARE_TOLERANCE}")
 
 
 CONTRACT = Contract(
@@ -230,7 +230,7 @@ def run(
     )
     facts = {
         **measure(built, evaluation=evaluation, similarity=similarity),
-        "wanted_unanswerable_share": config.unanswerable_share,
+        "wanted_unanswerable_share": built.wanted_unanswerable_share,
     }
     contract.hold(facts)
     contract.ensure(facts)

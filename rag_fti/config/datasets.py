@@ -52,8 +52,9 @@ class DatasetConfig(Section):
     passages: Annotated[int, Field(ge=0, le=50)] = 0
     """Passages in each example's context; 0 takes ``retrieval.k``, as serving does (the packer may
     keep fewer)."""
-    unanswerable_share: Annotated[float, Field(ge=0, le=0.9)] = 0.1
-    """Share of examples whose context lacks the supporting chunk."""
+    unanswerable_share: Annotated[float, Field(ge=0, le=0.9)] | None = None
+    """Share of examples whose context lacks the supporting chunk; none given: a tenth of those that
+    rules did not make, as theirs would teach to abstain from questions in other words."""
     questions_per_chunk: Annotated[int, Field(ge=1, le=50)] = 4
     """Most generated questions per chunk."""
     max_examples: Annotated[int, Field(ge=0)] = 0

@@ -11,13 +11,15 @@ import numpy as np
 import pyarrow as pa
 
 from rag_fti import ids, prompts, schemas
-from rag_fti.datasets.candidates import Candidate
+from rag_fti.datasets.candidates import RULES, Candidate
 from rag_fti.datasets.contexts import SPARE_HITS, Context, with_answer, without_answer
 from rag_fti.datasets.storage import SPLITS
 from rag_fti.progress import Progress
 from rag_fti.schemas import Hit
 
 TASK = "answer"
+UNANSWERABLE_SHARE = 0.1
+"""Of the rows whose questions rules did not make, where nothing else is wanted."""
 _BATCH = 64
 
 
@@ -44,6 +46,8 @@ class Built:
     """Answerable candidates whose supporting chunk was among the passages by itself."""
     inserted: int = 0
     """Answerable candidates for which it was put in."""
+    wanted_unanswerable_share: float = 0.0
+    """Of all rows."""
 
     @property
     def retrieval_recall(self) -> float:
@@ -95,7 +99,7 @@ def build_rows(
     snapshot: str,
     collections: Sequence[str] | None,
     passages: int,
-    unanswerable_share: float,
+    unanswerable_share: float | None,
     count_tokens: Callable[[str], int],
     budget: int,
     seed: int,
@@ -112,16 +116,20 @@ def build_rows(
         collections: Collections to search; None for all.
         passages: Passages shown.
         unanswerable_share: Share of rows without the answer in their context, counting
-            questions that the documents do not answer at all.
+            questions that the documents do not answer at all. None takes
+            :data:`UNANSWERABLE_SHARE` of the questions that rules did not make, and none of
+            theirs: these share their words with the answer's sentence, so that withholding it
+            teaches to abstain wherever a question has words of its own.
         count_tokens: Tokens of a text as the model to be trained counts them.
         budget: Most tokens of all passages.
         seed: Decides which rows lose their answer, and where missed chunks are put in.
         progress: Receives progress.
     """
-    natural = sum(not candidate.answerable for candidate in candidates)
-    missing = max(0.0, unanswerable_share * len(candidates) - natural)
-    share = missing / max(1, len(candidates) - natural)
-    built = Built([], [])
+    asked = [c for c in candidates if unanswerable_share is not None or c.generator != RULES]
+    natural = sum(not candidate.answerable for candidate in asked)
+    wanted = len(asked) * (UNANSWERABLE_SHARE if unanswerable_share is None else unanswerable_share)
+    share = max(0.0, wanted - natural) / max(1, len(asked) - natural)
+    built = Built([], [], wanted_unanswerable_share=wanted / max(1, len(candidates)))
     for start in range(0, len(candidates), _BATCH):
         part = candidates[start : start + _BATCH]
         found = retriever.retrieve_many(
@@ -134,7 +142,8 @@ def build_rows(
             group = groups[start + offset]
             identity = ids.content_id("example", candidate.question, candidate.answer)
             random = np.random.default_rng([seed, int(identity[:12], 16)])
-            keep = candidate.answerable and random.random() >= share
+            spared = unanswerable_share is None and candidate.generator == RULES
+            keep = candidate.answerable and (spared or random.random() >= share)
             context = (
                 with_answer(
                     candidate, result.hits, passages=passages, count_tokens=count_tokens,

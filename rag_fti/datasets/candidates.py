@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from rag_fti.schemas import Hit
 
+RULES = "structure"
+"""The generator whose questions rules make in the words of the text."""
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -11,12 +11,11 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rag_fti.datasets.candidates import Candidate
+from rag_fti.datasets.candidates import RULES, Candidate
 from rag_fti.schemas import Hit
 
-GENERATOR = "structure"
-
 _MAX_ANSWER_WORDS = 24
+_MAX_KIND_WORDS = 9
 _MAX_SUBJECT_WORDS = 9
 _COUNTING_WORD = (
     "[Oo]ne|[Tt]wo|[Tt]hree|[Ff]our|[Ff]ive|[Ss]ix|[Ss]even|[Ee]ight|[Nn]ine|[Tt]en|[Ee]leven|"
@@ -50,7 +49,7 @@ _FINITE = re.compile(
 )
 _VAGUE = re.compile(
     r"\b(?:first|second|third|fourth|last|next|other|others|rest|result|reason|point|way|same|case|"
-    r"the|a|an|latter|former)$",
+    r"following|the|a|an|latter|former)$",
     re.IGNORECASE,
 )
 _DURATION = re.compile(r"\b(?:second|minute|hour|day|week|month|year)s?\b")
@@ -58,6 +57,19 @@ _ROLE = re.compile(
     r"^the (?:\w+ ){0,2}(?:chief|head|manager|director|captain|master|chair|secretary|skipper|"
     r"owner|author|founder|president|editor|maintainer|leader|officer|engineer|treasurer)\b"
 )
+_PERSON = re.compile(
+    r"(?:actor|actress|artist|author|captain|coach|composer|director|drummer|editor|engineer|"
+    r"entrepreneur|footballer|guitarist|historian|journalist|judge|lawyer|manager|mathematician|"
+    r"musician|novelist|officer|painter|philosopher|physicist|player|poet|politician|producer|"
+    r"professor|rapper|scientist|screenwriter|singer|songwriter|swimmer|teacher|wrestler|writer)$",
+    re.IGNORECASE,
+)
+_LATER = re.compile(
+    r",|;| (?:that|which|who|whose|where|in which|when|and (?:is|was|has))\b"
+    r"| (?:\w+ed|written|known|built|held|made|set|shot)(?: and \w+(?:ed|en))? "
+    r"(?:by|in|on|at|from|for|as|to|with|near|under|of)\b"
+)
+"""Where a definition goes on to say more than what kind of thing it is."""
 _NO_NOUN = re.compile(
     r"(?:^|\b)(?:from|to|for|by|who|when|where|why|how|holds|remarks|notes|names?)$"
 )
@@ -92,7 +104,7 @@ def generate(chunks: Sequence[Hit], *, per_chunk: int) -> list[Candidate]:
     for chunk in chunks:
         unique = {item.question: item for item in _find(chunk) if item.answer in chunk.text}
         for item in _mixed(list(unique.values()))[:per_chunk]:
-            found.append(Candidate(item.question, item.answer, GENERATOR, (chunk,), item.rule))
+            found.append(Candidate(item.question, item.answer, RULES, (chunk,), item.rule))
     return found
 
 
@@ -121,6 +133,10 @@ def _find(chunk: Hit) -> Iterator[_Found]:
             if item is not None:
                 yield item
                 break
+        for rule in _RULES_OF_DEFINITIONS:
+            item = rule.apply(sentence, chunk)
+            if item is not None:
+                yield item
 
 
 # Structure
@@ -293,11 +309,34 @@ def _definition(match: re.Match[str], subject: str, chunk: Hit) -> _Found | None
         return None
     if re.match(r"^(?:an?|the|one of the) (?:same|case|only|first|last|second)\b", answer):
         return None
+    kind = _LATER.split(answer, maxsplit=1)[0]
+    if not 2 < len(kind.split()) <= _MAX_KIND_WORDS:
+        return None
     if re.fullmatch(_NAME, match["subject"]) and _ROLE.match(answer):
         role = re.split(r" (?:and|who|but) |[,:]", answer)[0]
         where = "" if re.search(r"[A-Z]", role) else _according_to(chunk)
         return _Found("role", f"Who is {role}{where}?", match["subject"])
-    return _Found("definition", _ask(f"What {match['be']} {subject}", subject, chunk), answer)
+    person = re.fullmatch(_NAME, match["subject"]) and _PERSON.search(kind.split(" and ")[0])
+    words = f"{'Who' if person else 'What'} {match['be']} {subject}"
+    return _Found("definition", _ask(words, subject, chunk), kind)
+
+
+def _of_definition(match: re.Match[str], subject: str, chunk: Hit) -> _Found | None:
+    if _FINITE.search(match["kind"]) or re.search(r"\b(?:about|based|from)\b", match["kind"]):
+        return None  # what follows may be said of another thing
+    rule, ask, tense = next(
+        (name, words, tense)
+        for name, words, tense in (
+            ("by whom", "By whom", ("was", "were")),
+            ("when", "When", ("was", "were")),
+            ("where", "Where", ("is", "are")),
+        )
+        if match.re is _TAILS[name]
+    )
+    be = tense[match["be"] in ("are", "were")]
+    return _Found(
+        rule, _ask(f"{ask} {be} {subject} {match['verb']}", subject, chunk), match["answer"]
+    )
 
 
 def _quantity(match: re.Match[str], subject: str, chunk: Hit) -> _Found:
@@ -335,6 +374,27 @@ def _measure(match: re.Match[str], subject: str, chunk: Hit) -> _Found | None:
     return _Found(verb, _ask(f"{how} does {subject} {verb}", subject, chunk), match["answer"])
 
 
+_DEFINED = rf"^{_SUBJECT} (?P<be>{_BE}) (?P<kind>(?:an?|the) [^,;:.]{{3,80}}?) "
+_TAILS = {
+    "by whom": re.compile(
+        _DEFINED
+        + r"(?P<verb>(?:built|composed|created|designed|developed|directed|edited|founded|headed|"
+        r"invented|led|owned|produced|published|recorded|run|written))"
+        rf"(?: and \w+(?:ed|en))? by (?P<answer>{_NAME})\b"
+    ),
+    "when": re.compile(
+        _DEFINED
+        + r"(?P<verb>built|completed|created|established|formed|founded|introduced|launched|opened|"
+        rf"published|recorded|released) (?:in|on) (?P<answer>{_DATE})\b"
+    ),
+    "where": re.compile(
+        _DEFINED + r"(?P<verb>located|situated|headquartered) (?:in|at|on|near) "
+        rf"(?P<answer>(?:the )?{_NAME_WORD}(?: (?:of )?{_NAME_WORD})*(?:, {_NAME_WORD})?)"
+    ),
+}
+"""What a definition says further: "… is a film directed by Ada Lund", "… located in Port Ansel"."""
+_RULES_OF_DEFINITIONS = tuple(_Rule(pattern, _of_definition) for pattern in _TAILS.values())
+
 _SENTENCE_RULES = (
     _Rule(
         re.compile(
@@ -371,7 +431,7 @@ _SENTENCE_RULES = (
     _Rule(
         re.compile(
             rf"^{_SUBJECT} (?P<be>{_BE}) (?P<answer>(?:about |at most |at least |up to )?"
-            rf"{_NUMBER} [^,:;.]{{2,40}}?)"
+            rf"(?!(?:1[89]|20)\d\d\b){_NUMBER} [^,:;.]{{2,40}}?)"
             rf"(?:, [^.]*| (?:in|at|from|for|and|but|when|so) [^.]*)?[.]$"
         ),
         _quantity,

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import pytest
 
 from rag_fti import prompts
 from rag_fti.datasets.building import Built, build_rows
@@ -29,13 +31,16 @@ class Finds:
 
 
 def build(
-    item: Candidate, *, unanswerable_share: float = 0.0, finds: Sequence[Hit] | None = None
+    *items: Candidate,
+    unanswerable_share: float | None = 0.0,
+    finds: Sequence[Hit] | None = None,
 ) -> Built:
+    found = [chunk for item in items for chunk in item.chunks] if finds is None else finds
     return build_rows(
-        [item],
-        groups=["g"],
+        items,
+        groups=["g"] * len(items),
         splits={"g": "train"},
-        retriever=Finds(*(item.chunks if finds is None else finds)),
+        retriever=Finds(*found),
         snapshot="d1c1",
         collections=None,
         passages=3,
@@ -65,3 +70,28 @@ def test_an_approved_abstention_holds_for_the_passages_it_was_approved_for() -> 
     assert not row["answerable"]
     built = build(abstained, finds=[old, new])
     assert built.rows == [] and built.dropped == {"abstention on other passages": 1}
+
+
+def test_by_default_passages_are_withheld_from_questions_in_words_of_their_own_only() -> None:
+    def asked(generator: str, number: int) -> Candidate:
+        text = f"Key {number} is in hall {number}."
+        item = candidate(f"Where is key {number}?", f"hall {number}", text)
+        return replace(item, generator=generator)
+
+    other = hit("Nothing is here.", chunk="other")
+    for generators, share, expected in (
+        (("structure",), None, (0, 0)),
+        (("pairs",), None, (1, 20)),
+        (("structure",), 0.3, (10, 50)),
+        (("structure", "pairs"), None, (1, 20)),
+    ):
+        built = build(
+            *(asked(g, n) for g in generators for n in range(100)),
+            unanswerable_share=share,
+            finds=[other],
+        )
+        withheld = [row for row in built.rows if not row["answerable"]]
+        assert expected[0] <= len(withheld) <= expected[1]
+        assert share or {row["generator"] for row in withheld} <= {"pairs"}
+        wanted = 0.1 * generators.count("pairs") / len(generators) if share is None else share
+        assert built.wanted_unanswerable_share == pytest.approx(wanted)

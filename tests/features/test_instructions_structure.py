@@ -53,6 +53,27 @@ def found(text: str, *, title: str = "Vennick Race station", heading: str = "") 
             "38 stivers a kilometre",
         ),
         (
+            "Marsh Lantern is a 1986 film written and directed by Ada Lund.",
+            "What is Marsh Lantern?",
+            "a 1986 film",
+        ),
+        (
+            "Marsh Lantern is a 1986 film written and directed by Ada Lund.",
+            "By whom was Marsh Lantern written?",
+            "Ada Lund",
+        ),
+        (
+            "Tern Fastenings is a company founded in 1997, which makes bolts.",
+            "When was Tern Fastenings founded?",
+            "1997",
+        ),
+        (
+            "Net Loft is a hut located in Port Ansel, Haldren.",
+            "Where is Net Loft located?",
+            "Port Ansel, Haldren",
+        ),
+        ("Ada Lund is a film producer.", "Who is Ada Lund?", "a film producer"),
+        (
             "**Causeway.** The private network of the Co-op.",
             "What is meant by “Causeway”?",
             "The private network of the Co-op",
@@ -64,6 +85,11 @@ def test_plain_statements_become_questions(text: str, question: str, answer: str
     if text.startswith("Tarn"):
         text += " Nobody lives on Tarn Skerry."
     assert found(text).get(question) == answer
+
+
+def test_what_is_said_of_another_thing_is_not_asked_of_the_subject() -> None:
+    text = "Net Loft is a book about a hut located in Port Ansel."
+    assert found(text) == {"What is Net Loft?": "a book about a hut"}
 
 
 def test_tables_name_their_row_and_document() -> None:
@@ -102,6 +128,8 @@ def test_question_headings_are_answered_by_their_first_sentence() -> None:
     "text",
     [
         "It was opened in 2011.",
+        "The following is a list of alarms.",
+        "Little Tide is 2006 Haldren comedy film written and made by two.",
         "This is a bird reserve.",
         "The last was held in March 2020.",
         "They have 12 boats.",

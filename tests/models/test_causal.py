@@ -8,7 +8,7 @@ import pytest
 
 from rag_fti import prompts
 from rag_fti.errors import IncompatibleArtifact, ModelNotFound
-from rag_fti.models.causal import load_tokenizer
+from rag_fti.models.causal import EMBEDDED, load_tokenizer, resolve_base_model
 from rag_fti.models.local import load_local_generator
 from tests.inference.tiny import CHAT_TEMPLATE, save_tiny, tiny_tokenizer
 
@@ -47,11 +47,15 @@ def test_of_several_chat_templates_the_default_is_used(tmp_path: Path) -> None:
         load_tokenizer(saved(tmp_path / "none", {"a": CHAT_TEMPLATE, "b": CHAT_TEMPLATE}))
 
 
-@pytest.mark.parametrize("template", [ALTERNATING, DROPPING], ids=["refuses", "drops"])
-def test_a_template_without_a_system_role_gets_it_in_the_first_turn(
-    tmp_path: Path, template: str
-) -> None:
-    tokenizer = load_tokenizer(saved(tmp_path / "base", template))
+def test_a_template_that_leaves_the_system_text_out_stays_as_it_is(tmp_path: Path) -> None:
+    assert load_tokenizer(saved(tmp_path / "base", DROPPING)).chat_template == DROPPING
+    embedded = resolve_base_model(EMBEDDED).location
+    template = (embedded / "chat_template.jinja").read_text()
+    assert load_tokenizer(embedded).chat_template.strip() == template.strip()
+
+
+def test_a_template_without_a_system_role_gets_it_in_the_first_turn(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(saved(tmp_path / "base", ALTERNATING))
     asked = "<|user|>Be brief.\n\nOne?<|end|>"
     assert prompts.render(tokenizer, TALK[:2]) == f"{asked}<|assistant|>"
     talk = f"{asked}<|assistant|>Yes.<|end|><|user|>Two?<|end|><|assistant|>"

@@ -181,6 +181,11 @@ def run(
     sentence = _sentence(
         verdict, challenger, promote=promote, dry_run=dry_run, wanted=config.promote
     )
+    if all(item.by_rules for item in items):
+        sentence += (
+            " It was judged by questions that rules made, in the words of the text: how it answers "
+            "people's, evaluation.questions would tell."
+        )
     facts: dict[str, Any] = {}
     path: Path | None = None
     if not dry_run:

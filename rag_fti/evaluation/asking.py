@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from rag_fti.datasets.candidates import RULES
 from rag_fti.evaluation.questions import read_questions, supporting_chunks
 from rag_fti.evaluation.scoring import Judged, judge
 from rag_fti.progress import Progress
@@ -55,6 +56,8 @@ class Item:
     """Chunks that are not to be found."""
     collection: str = ""
     """The only one to search; empty searches all."""
+    by_rules: bool = False
+    """Whether rules made the question, in the words of the text."""
 
 
 @dataclass
@@ -136,6 +139,7 @@ def items_of_test_split(
             withheld=tuple(row["withheld_chunk_ids"] or ()),
             at=at,
             collection=collection,
+            by_rules=row["generator"] == RULES,
         )
 
 

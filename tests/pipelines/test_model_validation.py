@@ -114,6 +114,21 @@ def test_without_its_dataset_nobody_knows_what_a_version_has_seen(settings: Sett
     assert json.loads(Path(summary.report).read_text())["of them near training rows"] == "unknown"
 
 
+def test_a_verdict_from_questions_that_rules_made_says_so(settings: Settings) -> None:
+    ruled = with_section(
+        settings, "dataset", name="ruled", generators=("structure",), pairs=(), test_share=0.4
+    )
+    dataset = instruction_dataset.run(ruled, embedder=HashEmbedder())
+    registry = Registry.open(settings.storage.registry_uri)
+    first = registry.version("assistant", 1)
+    manifest = {**first.manifest, "dataset": dataset.dataset}
+    version = registry.publish("assistant", first.path, manifest)
+    asked = with_section(settings, "evaluation", gates=LENIENT, promote=False, questions=())
+    for ref, remarked in ((version.ref, True), ("assistant@1", False)):
+        verdict = model_validation.run(asked, ref, embedder=HashEmbedder()).verdict
+        assert ("evaluation.questions" in verdict) == remarked
+
+
 def test_a_damaged_version_is_refused(settings: Settings) -> None:
     registry = Registry.open(settings.storage.registry_uri)
     version = registry.publish("assistant", registry.version("assistant", 1).path, {"dataset": ""})

@@ -119,7 +119,8 @@ def pin_answered(tables: Tables, wanted: Collection[str]) -> None:
     if tables.find("documents") is None or tables.find("chunks") is None:
         return
     wanted = {snapshot for snapshot in wanted if _ID.match(snapshot)}
-    with mapped_errors("pin the states of answers"):
+    # The lock keeps other processes from pinning the same states at the same time.
+    with tables.locked(), mapped_errors("pin the states of answers"):
         for position, name in enumerate(_TABLES):
             table = tables.get(name)
             held = {found[1]: tag for tag in table.tags.list() if (found := _ANSWERED.match(tag))}

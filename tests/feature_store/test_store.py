@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from rag_fti import schemas
 from rag_fti.errors import IncompatibleArtifact, SchemaMismatch, SnapshotNotFound, StoreError
 from rag_fti.feature_store import FeatureStore, sql_string
+from rag_fti.feature_store.snapshots import pin_answered
 from rag_fti.schemas import predictions_schema
 from tests.feature_store.conftest import DIMENSION, FINGERPRINT, Put, rows_of, vector_of
 
@@ -169,6 +171,19 @@ def test_clean_up_keeps_the_states_of_recent_answers(store: FeatureStore, put: P
     store.delete_documents([doomed])
     assert store.purge() == []
     assert files_with(Path(store.uri), b"xylophon") == []
+
+
+def test_states_of_answers_are_pinned_by_several_at_once(store: FeatureStore, put: Put) -> None:
+    states = [store.resolve("") for n in range(4) if put(f"{n}.md", ["words"])]
+
+    def clean_up(number: int) -> None:
+        tables = FeatureStore.open(store.uri)._tables  # as in another process
+        for turn in range(6):
+            pin_answered(tables, states[: (number + turn) % 5])
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(clean_up, range(4)))
+    assert set(store.tags().values()) <= set(states)
 
 
 def files_with(root: Path, needle: bytes) -> list[Path]:

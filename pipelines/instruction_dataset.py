@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rag_fti import contracts, prompts
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from rag_fti.datasets import DatasetVersion
     from rag_fti.datasets.building import Built
     from rag_fti.datasets.candidates import Candidate
-    from rag_fti.datasets.questions import ChunksBySource
+    from rag_fti.datasets.questions import ChunksBySource, Lines
     from rag_fti.feature_store import FeatureStore
     from rag_fti.features.instructions_teacher import Taught
     from rag_fti.protocols import Embedder
@@ -148,8 +149,7 @@ def run(
             model of ``training`` (whose tokenizer counts tokens) count.
         embedder: A loaded embedder; None loads the configured one.
         progress: Receives progress.
-        dry_run: Generate and filter; write nothing but the contract report, and ask no teacher
-            (its replies so far count).
+        dry_run: Generate and filter; write nothing and ask no teacher (its replies so far count).
 
     Raises:
         ContractViolation: If a check fails; nothing is published then.
@@ -188,15 +188,16 @@ def run(
     progress.note(f"{documents} documents, {len(chunks)} chunks at {snapshot}")
 
     places = ChunksBySource(chunks)
-    evaluation = [
-        *read_evaluation(config.evaluation_questions, places),
-        *read_evaluation(
-            settings.evaluation.questions,
-            places,
-            lines="held out or all" if settings.evaluation.held_out_only else "all",
+    # Of a file that several keys name, the lines of the last one count: it takes most.
+    asked_later = settings.evaluation
+    judged_by: dict[Path, Lines] = {
+        **dict.fromkeys(config.pairs, "held out"),
+        **dict.fromkeys(config.evaluation_questions, "held out or all"),
+        **dict.fromkeys(
+            asked_later.questions, "held out or all" if asked_later.held_out_only else "all"
         ),
-        *read_evaluation(config.pairs, places, lines="held out"),
-    ]
+    }
+    evaluation = read_evaluation(judged_by, places)
     generated = _generate(settings, store, chunks, places, progress, dry_run=dry_run)
     filtered = filter_candidates(
         generated.candidates, similarity=similarity, evaluation=evaluation, language_of=language_of

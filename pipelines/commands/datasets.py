@@ -48,8 +48,7 @@ def build(
 ) -> None:
     """Make an instruction dataset from a snapshot of the feature store.
 
-    A dry run writes its contract report and asks no teacher: what it has yet to be asked counts
-    as over the budget.
+    A dry run asks no teacher: what it has yet to be asked counts as over the budget.
     """
 
     def work(progress: Progress) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from rag_fti.evaluation.questions import last_component, read_questions, same_so
 from rag_fti.schemas import Hit, Question
 
 GENERATOR = "pairs"
+Lines = Literal["held out", "held out or all", "all"]
 
 
 class ChunksBySource:
@@ -125,24 +126,20 @@ def read_pairs(
 
 
 def read_evaluation(
-    files: Iterable[Path],
-    chunks: ChunksBySource,
-    *,
-    lines: Literal["held out", "held out or all", "all"] = "held out or all",
+    files: Mapping[Path, Lines], chunks: ChunksBySource
 ) -> list[EvaluationQuestion]:
-    """Questions of files that must not leak; a file named twice is read once.
+    """Questions of files that must not leak.
 
     Args:
-        files: Question files.
+        files: Question files, and which of their lines: those marked ``held_out``, these or all
+            where none is marked, or all.
         chunks: Where spans are looked for.
-        lines: Which of a file's lines: those marked ``held_out``, these or all where none is
-            marked, or all.
 
     Raises:
         SourceError: If a file is wrong.
     """
     found = []
-    for path in dict.fromkeys(files):
+    for path, lines in files.items():
         questions = read_questions(path)
         held = [question for question in questions if question.held_out]
         if lines == "all" or (lines == "held out or all" and not held):

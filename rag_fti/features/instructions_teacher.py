@@ -45,6 +45,7 @@ _INSTRUCTION = (
 )
 _LONGEST_PAUSE_SECONDS = 60.0
 _SHOWN_CHARS = 200
+_MOST_REPLY_BYTES = 8 << 20
 _OBJECT = re.compile(r"\{.*\}", re.DOTALL)
 
 
@@ -452,6 +453,8 @@ def openai_teacher(*, base_url: str, model: str, api_key: str, timeout_seconds: 
             with client.stream("POST", url, json=body) as response:
                 for piece in response.iter_bytes():
                     data += piece
+                    if len(data) > _MOST_REPLY_BYTES:
+                        raise TeacherError("too long a reply")
                     if time.monotonic() > deadline:  # the client's own limit is one per piece
                         raise httpx.ReadTimeout("")
         except httpx.HTTPError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -85,6 +86,7 @@ class Handler(BaseHTTPRequestHandler):
             text = "I would rather talk about something else."
         reply = {"choices": [{"message": {"content": text}}], "usage": {"total_tokens": 100}}
         data = b"<html>" if "garbage" in passage else json.dumps(reply).encode()
+        data = bytes(32 << 20) if "endless" in passage else data
         self.answer(200, data, drip=0.05 if "dripping" in passage else 0.0)
 
     def answer(self, status: int, data: bytes, *, drip: float = 0.0) -> None:
@@ -99,7 +101,8 @@ class Handler(BaseHTTPRequestHandler):
                 return
             threading.Event().wait(drip)
         if not drip:
-            self.wfile.write(data)
+            with contextlib.suppress(OSError):  # the client has gone
+                self.wfile.write(data)
 
 
 @pytest.fixture
@@ -240,6 +243,11 @@ def test_a_reply_that_drips_has_a_time_limit(server: Teacher) -> None:
     with pytest.raises(TeacherError, match="ReadTimeout"):
         asker(server, timeout_seconds=0.3)(teacher_messages(chunks(1, n0="dripping")[0], 1))
     assert time.monotonic() - started < 2
+
+
+def test_a_reply_has_a_limit_of_bytes(server: Teacher) -> None:
+    with pytest.raises(TeacherError, match="too long a reply"):
+        asker(server)(teacher_messages(chunks(1, n0="endless")[0], 1))
 
 
 def test_a_rate_limit_is_waited_for(server: Teacher, tmp_path: Path) -> None:

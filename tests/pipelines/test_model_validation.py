@@ -123,9 +123,11 @@ def test_a_verdict_from_questions_that_rules_made_says_so(settings: Settings) ->
     first = registry.version("assistant", 1)
     manifest = {**first.manifest, "dataset": dataset.dataset}
     version = registry.publish("assistant", first.path, manifest)
-    asked = with_section(settings, "evaluation", gates=LENIENT, promote=False, questions=())
-    for ref, remarked in ((version.ref, True), ("assistant@1", False)):
-        verdict = model_validation.run(asked, ref, embedder=HashEmbedder()).verdict
+    for questions, remarked in (((), True), (settings.evaluation.questions, False)):
+        asked = with_section(
+            settings, "evaluation", gates=LENIENT, promote=False, questions=questions
+        )
+        verdict = model_validation.run(asked, version.ref, embedder=HashEmbedder()).verdict
         assert ("evaluation.questions" in verdict) == remarked
 
 
